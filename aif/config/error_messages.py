@@ -50,8 +50,11 @@ _SYNONYMS: Mapping[str, str] = {
 
 
 class ConflictError(ValueError):
-    """Raised by a validator if keys of a mapping contradict each other. `problems` has an entry for each conflict. The
-    key path of each problem starts at that mapping, not at the top of the file."""
+    """Raised by a validator if keys of a mapping contradict each other.
+
+    problems: one problem for each contradiction. Its key path is relative to that mapping: `base_url`, not
+        `models.a.base_url`.
+    """
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("; ".join(problem.text for problem in problems))
@@ -61,9 +64,12 @@ class ConflictError(ValueError):
 def validation_problems(
     error: ValidationError, document: YamlDocument, unknown: Callable[[KeyPath], str]
 ) -> Iterator[Problem]:
-    """Yield a `Problem` for each of pydantic's errors, except errors that only follow from another. `document` is the
-    YAML that was validated; messages show a number as it is written there. `unknown` gets the key path of an unknown
-    key and returns its message."""
+    """Yield a `Problem` for each of pydantic's errors, except errors that only follow from another.
+
+    error: the exception with pydantic's errors.
+    document: the YAML that was validated. Messages show a number as it is written there.
+    unknown: gets the key path of an unknown key and returns its message.
+    """
     details = error.errors(include_url=False)
     for detail in details:
         keys = tuple(key for key in detail["loc"] if key != "[key]")

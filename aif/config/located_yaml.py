@@ -19,16 +19,22 @@ KeyPath = tuple[str | int, ...]
 
 
 class Problem(NamedTuple):
-    """An error in the document: `keys` lead from the top to the wrong value; `text` says what is wrong and how to fix
-    it."""
+    """An error in the document.
+
+    keys: the keys that lead from the top to the wrong value, such as `("models", "a", "base_url")`.
+    text: what is wrong and how to fix it.
+    """
 
     keys: KeyPath
     text: str
 
 
 class Location(NamedTuple):
-    """Where a value comes from: `where` is `file:line` or `--set KEY`. `written` is a scalar's text in the YAML, before
-    its conversion; None for a list or mapping."""
+    """Where a value comes from.
+
+    where: `file:line`, or `--set KEY`.
+    written: a scalar's text in the YAML, before its conversion; None for a list or mapping.
+    """
 
     where: str
     written: str | None = None
@@ -41,8 +47,12 @@ def dotted(keys: KeyPath) -> str:
 
 @dataclass(slots=True)
 class YamlDocument:
-    """A parsed YAML text: its data, the location of each value by key path, and the problems that were found in
-    parsing, such as duplicate keys."""
+    """A parsed YAML text.
+
+    data: the parsed value.
+    locations: by key path, the location of each value.
+    problems: the errors found in parsing, such as duplicate keys.
+    """
 
     data: Any
     locations: dict[KeyPath, Location] = field(default_factory=dict)
@@ -130,8 +140,12 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Builder:
-    """Builds Python data from YAML nodes. Adds to `document` the location of each value, and each problem found.
-    `place` converts a line number to a location."""
+    """Builds Python data from YAML nodes.
+
+    loader: converts single values.
+    place: converts a line number to the place that errors name, such as `file:line`.
+    document: gets the location of each value, and each problem found.
+    """
 
     def __init__(self, loader: _Loader, place: Callable[[int], str], document: YamlDocument) -> None:
         self._loader = loader
@@ -198,9 +212,14 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.012345
 
 
 def _targets(data: Any, names: list[str], at: KeyPath, origin: str) -> Iterator[KeyPath]:
-    """Yield each key path that a `--set` option sets, whether or not a value exists there yet. `names` is the option's
-    dotted key, split at its dots; `at` is the key path of `data` in the document; `origin` names the option in errors.
-    Raises BadInput if the key leads nowhere, such as past the end of a list."""
+    """Yield each key path that a `--set` option sets, whether or not a value exists there yet. Raises BadInput if the
+    key leads nowhere, such as past the end of a list.
+
+    data: the part of the document in which `names` are searched.
+    names: the option's dotted key, split at its dots.
+    at: the key path of `data` in the document.
+    origin: the option as errors name it.
+    """
     if not names:
         yield at
     elif names[0] == "*":

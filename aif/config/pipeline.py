@@ -198,7 +198,7 @@ class Pipeline(Section):
 
     @property
     def score_scales(self) -> set[str]:
-        """Names of the scales of the sources' scores (`Source.scale`); empty if judges rate."""
+        """Names of the scales of the sources' scores; empty if judges rate. Scores are compared only within a scale."""
         return {source.scale for source in self.prompts} if self.has_scores else set()
 
     def _unknown_prices(self) -> Iterator[Problem]:
@@ -270,11 +270,16 @@ class Pipeline(Section):
 
 
 def load(path: Path, sets: Sequence[str] = ()) -> Pipeline:
-    """Read a pipeline file and apply `--set KEY=VALUE` options (`sets`) to it, as `YamlDocument.assign` does.
+    """Read a pipeline file. Raises BadInput with all errors of the file.
 
-    A relative `path` is searched in the working directory, then among the files that ship with aif. A relative `store`
-    in a shipped file, or in a file read from a pipe, is resolved from the working directory; in any other file, from
-    the folder that `_home` returns. Raises BadInput with all errors of the file.
+    path: the file. A relative path is searched in the working directory, then among the files that ship with aif.
+    sets: `--set` options as KEY=VALUE, such as `completions.temperature=0.7`, which change values of the file.
+
+    A relative `store` is resolved from one of these folders:
+
+    - for a shipped file, or a file read from a pipe: the working directory;
+    - for a file in a folder called `pipelines`: the parent of that folder;
+    - for any other file: the file's folder.
     """
     file = resources.find_resource(str(path), None, "", "pipeline file")
     no_own_folder = resources.is_shipped(str(path), file) or not file.is_file()
@@ -288,9 +293,13 @@ def load(path: Path, sets: Sequence[str] = ()) -> Pipeline:
 
 
 def parse(text: str, path: Path, sets: Sequence[str] = (), home: Path | None = None) -> Pipeline:
-    """Parse the text of a pipeline file and apply the `--set` options `sets`. `path` is the file's path; a relative
-    `store` is resolved from `home`, by default the folder that `_home` returns. Raises BadInput with all errors of the
-    file."""
+    """Parse the text of a pipeline file. Raises BadInput with all errors of the file.
+
+    path: the file's path.
+    sets: `--set` options as KEY=VALUE, which change values of the file.
+    home: the folder from which a relative `store` is resolved. If None, it is the file's folder, or the parent of a
+        folder called `pipelines`.
+    """
     label = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     document = located_yaml.parse_yaml(text, lambda line: f"{label}:{line}")
     for assignment in sets:

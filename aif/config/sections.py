@@ -104,9 +104,12 @@ def matches_option(argument: str, options: Iterable[str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ServedContent:
-    """Identifies the model files that the server of a launched model loads. `digest` is a digest of these files and the
-    server's settings ("" if unknown). `other` is True if they differ from the files and settings first seen under the
-    model's name. `commit` is the files' commit on the Hub."""
+    """Identifies the model files that the server of a launched model loads.
+
+    digest: a digest of these files and the server's settings; "" if unknown.
+    other: True if the files or settings differ from those first seen under the model's name.
+    commit: the files' commit on the Hub; "" if unknown.
+    """
 
     digest: str
     other: bool = False
@@ -119,8 +122,8 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     def conflicts(self) -> Iterator[Problem]:
-        """Yield a problem for each contradiction between keys that are valid one by one. The problems' key paths start
-        at this mapping."""
+        """Yield a problem for each contradiction between keys that are valid one by one. A problem's key path is
+        relative to this mapping: `base_url`, not `models.a.base_url`."""
         yield from ()
 
     @model_validator(mode="after")
@@ -148,11 +151,19 @@ class CompletionColumns(Section):
 
 
 class Source(Section):
-    """An entry of `prompts`: a file, or a dataset on the Hub or in a local folder (`hub`), and how its rows are read.
+    """An entry of `prompts`: rows of a file or dataset, and how they are read.
 
-    `field` is the column with the prompt. `limit` is the most prompts to read; prompts of more than `max_chars`
-    characters are left out. `material` maps keys of the rubric's `material` to columns that hold additional text for
-    the judge, such as a reference answer.
+    file: a .jsonl, .parquet or .csv file; None if `hub` is given.
+    hub: a dataset on the Hub, or a local folder with a dataset; None if `file` is given.
+    config: the dataset's configuration on the Hub.
+    field: the column with the prompt.
+    source: the source's name in the exported dataset.
+    source_field: a column with the source's name of each row; None if all rows have the name `source`.
+    limit: the most prompts to read; None for all.
+    max_chars: prompts with more characters are left out.
+    material: by key of the rubric's `material`, the column with additional text for the judge, such as a reference
+        answer.
+    completions: where the rows hold completions; None if models make all of them.
     """
 
     # the names of these fields are part of a source's fingerprint
@@ -172,8 +183,12 @@ class Source(Section):
 
     @property
     def scale(self) -> str:
-        """Name of the scale of this source's scores; scores on different scales are not compared. It is `source` if the
-        file gives that key, else the path or dataset, since two sources may have the same default for `source`."""
+        """Name of the scale of this source's scores. A *scale* is a range of scores with one meaning; scores on
+        different scales are not compared.
+
+        The name is `source` if the file gives that key, else the path or dataset. Two sources may have the same default
+        for `source`.
+        """
         if "source" in self.model_fields_set:
             return self.source
         return " ".join(filter(None, (self.file, self.hub, self.config)))
@@ -202,9 +217,12 @@ def _source_name(file: str | None, hub: str | None) -> str:
 
 
 class Completions(Section):
-    """How the completions of a prompt are made. `per_prompt` is their number. If some of them fail permanently, the
-    prompt is judged only if at least `min_completions` are left. The other keys are sampling settings that a model may
-    override."""
+    """How the completions of a prompt are made.
+
+    per_prompt: the number of completions of a prompt.
+    min_completions: the least completions that must be left for the prompt to be judged, if others failed permanently.
+    temperature, top_p, max_tokens: sampling settings, which a model's own entry may override.
+    """
 
     per_prompt: AtLeastTwo = 4
     min_completions: AtLeastTwo = 2
@@ -222,8 +240,13 @@ class Completions(Section):
 
 
 class Rates(Section):
-    """Prices in USD per million tokens. `cached_input` (tokens read from the provider's cache) and `cache_write`
-    (tokens written to it) default to `input`."""
+    """Prices in USD per million tokens.
+
+    input: prompt tokens.
+    output: reply tokens.
+    cached_input: tokens read from the provider's cache; None: as `input`.
+    cache_write: tokens written to the provider's cache; None: as `input`.
+    """
 
     input: NotNegative
     output: NotNegative
@@ -254,13 +277,16 @@ class Price(Rates):
 
 
 class Launch(Section):
-    """vLLM servers that aif starts, monitors and stops for a model: `replicas` servers with `gpus` GPUs each. If
-    `replicas` is None, there is at least one server, and there are more if GPUs would otherwise be idle. On a machine
-    without GPUs one server runs on the CPU.
+    """vLLM servers that aif starts, monitors and stops for a model.
 
-    `python` is the path of an interpreter that has vLLM, by default aif's own; `args` are passed to vLLM unchanged;
-    `env` is added to the server's environment. `ready_s` is the most seconds that a server may take to start after the
-    model's files are downloaded.
+    model: a model on the Hub, or a folder with its files.
+    gpus: the number of GPUs of each server. On a machine without GPUs one server runs on the CPU.
+    replicas: the number of servers. None: one, or more if GPUs would otherwise be idle.
+    max_model_len: the context window in tokens; None: `max_model_len` of the model's entry, else vLLM's default.
+    python: the path of an interpreter that has vLLM; None for aif's own.
+    args: command-line arguments that vLLM gets unchanged.
+    env: variables added to the servers' environment.
+    ready_s: the most seconds that a server may take to start after the model's files are downloaded.
     """
 
     model: NonEmpty
@@ -287,8 +313,16 @@ class Launch(Section):
 class DeclaredEndpoint(Section):
     """Base of `Model` and `Judge`: where a model is served and how it is called.
 
-    In the file `base_url` is a text or a list; here it is a tuple of URLs, empty for the provider's own address.
-    `terms` is the licence of the model's output, which the dataset card states.
+    model: the model's name on the server; None: `launch.model`, or the entry's key without `launch`.
+    base_url: the servers' URLs; in the file a text or a list. Empty for the provider's own address.
+    launch: the servers that aif starts for the model; None if it starts none.
+    api_key_env: the environment variable that holds the API key.
+    concurrency: the most calls in flight.
+    extra_body: settings that are added to each request's body unchanged.
+    omit: settings that are not sent, such as `seed`.
+    max_model_len: the context window in tokens; None if the file doesn't give it.
+    reasoning_tags: the tags around the model's reasoning in its replies.
+    terms: the licence of the model's output, which the dataset card states.
     """
 
     provider: Provider
@@ -328,14 +362,14 @@ class DeclaredEndpoint(Section):
 
     @property
     def served(self) -> ServedContent | None:
-        """Return what is known of the files and settings that a launched model's server loads. None if aif doesn't
-        launch the model, or if `servers/model_identity.py` has not set it yet."""
+        """A digest of the files and settings that a launched model's server loads, and the files' commit on the Hub.
+        None if aif doesn't launch the model, or if `servers/model_identity.py` has not set it yet."""
         return self._served
 
     @property
     def declared_identity(self) -> str:
-        """Identity of the model as far as the pipeline file gives it: the model's name and revision. The host is not
-        part of it, so a model may move to another server."""
+        """Identity of the model as far as the pipeline file gives it: name and revision, such as `ORG/MODEL@main`. The
+        host is not part of it, so a model may move to another server."""
         return f"{self.served_name}@{self.revision}" if self.revision else self.served_name
 
     @property
@@ -346,8 +380,12 @@ class DeclaredEndpoint(Section):
 
     @property
     def identity(self) -> str:
-        """Identity of the model: `declared_identity` and `digest_suffix`. The keys of its completions and judgements
-        are computed from it, so a model with another identity is called again."""
+        """Identity of the model: declared name and revision. For a launched model a digest of its files and settings
+        follows, unless these were the first seen under the name.
+
+        The keys of completions and judgements are computed from the identity. So a model with another identity is
+        called again.
+        """
         return self.declared_identity + self.digest_suffix
 
     @property
@@ -400,8 +438,11 @@ class DeclaredEndpoint(Section):
 
     def cost(self, usage: Usage | None, served: str | None = None) -> float | None:
         """Return the cost of a call in USD; None if price or usage is unknown. If no price is given, calls to the
-        user's own servers cost 0. `served` is the service tier that the server reports for the call (None: it reports
-        none)."""
+        user's own servers cost 0.
+
+        usage: the token counts of the call.
+        served: the service tier that the server reports for the call; None if it reports none.
+        """
         if self.price is None:
             return None if self.unpriced else 0.0
         if self.service_tier is None:  # servers have different names for the default tier
@@ -479,9 +520,17 @@ def _timeout_s(values: Mapping[str, Any], default: float) -> float:
 
 
 class Model(DeclaredEndpoint):
-    """A model of the pool. `samples` is the most completions of one prompt that it may give. Its sampling settings
-    override those of `completions`; a temperature or top_p of null is not sent. `system` says how system turns are sent
-    (see `planning.plan.sent_messages`). `quality` (0 to 1) is for provider simulator only."""
+    """A model of the pool.
+
+    system: where the system turn goes. It is the prompt's own system turn, joined with the principle. `role` sends it
+        as a system turn. `fold_into_user` puts it before the first user turn. `none` drops the principle and puts the
+        prompt's own system turn before the first user turn.
+    samples: the most completions of one prompt that the model may give.
+    temperature, top_p: sampling settings instead of those of `completions`. An explicit null is not sent.
+    max_tokens: the most tokens of a completion; None: as in `completions`.
+    timeout_s: the most seconds of a whole call.
+    quality: how good a simulated model's completions are, from 0 to 1; for provider simulator only.
+    """
 
     system: Literal["role", "fold_into_user", "none"] = "role"
     samples: Count = 1
@@ -507,9 +556,15 @@ class Model(DeclaredEndpoint):
 
 
 class Judge(DeclaredEndpoint):
-    """A model that rates completions. It replies in JSON by a schema, or in text that is parsed (`reply`).
-    `on_overflow`: if a prompt's completions together exceed the context window, rate them one by one (`single`) or
-    fail. `weight` is its weight in the mean over several judges. `noise` is for provider simulator only."""
+    """A model that rates completions.
+
+    reply: the form of the judge's replies: JSON by a `schema`, or `text` that is parsed.
+    on_overflow: what happens if a prompt's completions together exceed the context window. `single` rates them one by
+        one; `fail` makes the judgement fail.
+    timeout_s: the most seconds of a whole call.
+    weight: the judge's weight in the mean over several judges.
+    noise: the standard deviation of the noise in ratings, as a share of the scale; for provider simulator only.
+    """
 
     reply: Literal["schema", "text"] = "schema"
     on_overflow: Literal["single", "fail"] = "fail"
@@ -528,7 +583,8 @@ class Judge(DeclaredEndpoint):
 
     @property
     def sampling(self) -> Sampling:
-        """Sampling settings of the judge's requests."""
+        """Sampling settings of the judge's requests: max_tokens, temperature, top_p, reasoning_effort and
+        `extra_body`."""
         is_sent = self.takes_temperature or "temperature" in self.model_fields_set
         temperature = self.temperature if is_sent else None
         return Sampling(self.max_tokens, temperature, self.top_p, self.reasoning_effort, self.extra_body_json)
@@ -542,14 +598,17 @@ AnyEndpoint = TypeVar("AnyEndpoint", Model, Judge)
 
 
 class Pairs(Section):
-    """How pairs of a chosen and a rejected completion are made from ratings. `model` is only for policy `on_policy`:
-    the model whose completion is on one side of every pair. `score` is the weighted mean of the aspects, or the aspect
-    `overall` alone. `min_margin` is the least difference of the two scores. `max_length_ratio` is the most characters
-    of the longer text per character of the shorter. `max_per_model` is how often a model may be chosen, and how often
-    rejected.
+    """How pairs of a chosen and a rejected completion are made from ratings.
 
-    `missing` applies if a judge's rating of an aspect is N/A or missing for a completion. `leave_out`: the scores of
-    the prompt ignore this judge's ratings of this aspect. `drop`: no pair is made of the prompt.
+    policy: which completions of a prompt become a pair.
+    model: the model whose completion is on one side of every pair; for policy `on_policy` only.
+    score: what completions are compared by: the weighted `mean` of the aspects, or the aspect `overall` alone.
+    min_margin: the least difference of the two scores.
+    missing: what happens if a judge's rating of an aspect is N/A or missing for a completion. `leave_out`: the scores
+        of the prompt ignore this judge's ratings of this aspect. `drop`: no pair is made of the prompt.
+    max_pairs_per_prompt: the most pairs of a prompt; for policy `all` only.
+    max_length_ratio: the most characters of the longer text per character of the shorter.
+    max_per_model: how often a model may be chosen, and how often rejected.
     """
 
     policy: Literal["best_vs_random", "best_vs_worst", "all", "on_policy"] = "best_vs_random"
@@ -571,9 +630,12 @@ class Pairs(Section):
 
 
 class KtoLabels(Section):
-    """Which completions the `kto` format labels desirable and undesirable. Rule `pairs`: chosen completions are
-    desirable, rejected ones undesirable. Rule `scores`: a completion is desirable from a score of `desirable` upwards,
-    and undesirable from a score of `undesirable` downwards."""
+    """Which completions the `kto` format labels desirable and undesirable.
+
+    rule: `pairs` labels chosen completions desirable and rejected ones undesirable. `scores` labels by score.
+    desirable: the lowest score of a desirable completion; for rule `scores` only.
+    undesirable: the highest score of an undesirable completion; for rule `scores` only.
+    """
 
     rule: Literal["pairs", "scores"] = "pairs"
     desirable: float | None = None
@@ -593,9 +655,14 @@ class KtoLabels(Section):
 
 
 class Export(Section):
-    """What an export writes. `test_size` is the number of prompts in the test split (int) or their share (float).
-    `completeness` is the share of prompts that should be complete; if fewer are, `incomplete` says whether to warn or
-    to refuse the export."""
+    """What an export writes.
+
+    formats: the dataset formats, such as `trl`.
+    test_size: the number of prompts in the test split (int), or their share (float).
+    license: the licence that the dataset card states.
+    completeness: the share of prompts that should be complete.
+    incomplete: what to do if fewer are: `warn`, or `refuse` the export.
+    """
 
     formats: Annotated[tuple[Format, ...], Field(strict=False, min_length=1)] = ("trl", "h4")
     test_size: TestSize = 0

@@ -32,8 +32,11 @@ _MODELS = re.compile(
 
 
 class Finding(NamedTuple):
-    """A problem in a rubric folder; `text` gives its place and fix. An `error` makes the rubric unusable; otherwise it
-    is a warning."""
+    """A problem in a rubric folder.
+
+    error: True if the problem makes the rubric unusable; False for a warning.
+    text: what is wrong, where, and how to fix it.
+    """
 
     error: bool
     text: str
@@ -41,11 +44,16 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RequestSize:
-    """How many tokens one of a rubric's requests takes for a prompt with four completions, without the prompt and the
-    completions themselves.
+    """The size, in tokens, of one of a rubric's requests for a prompt with four completions. Prompt and completions
+    themselves are not counted.
 
-    `request` is the request's name. `role`, `request_text` and `schema` are sent in every call; `max_reply` is the
-    longest possible reply. `calls` is the number of calls per prompt: 4 if each shows a single completion, else 1.
+    request: the request's name in rubric.yaml.
+    mode: `listwise` if a call shows all completions, `single` if it shows one.
+    calls: the number of calls per prompt: 1 if `listwise`, 4 if `single`.
+    role: tokens of the judge's system message, sent in every call.
+    request_text: tokens of the request's own text, sent in every call.
+    schema: tokens of the reply schema, sent in every call.
+    max_reply: tokens of the longest possible reply.
     """
 
     request: str

@@ -21,11 +21,13 @@ class Unparseable(Exception):
 def parse_reply(
     rubric: Rubric, request: str, completions: Sequence[str], text: str, form: ReplyForm
 ) -> tuple[Rating, ...]:
-    """Return the ratings in a judge's reply `text`: for each completion, in the order shown to the judge, a rating of
-    each aspect.
+    """Return the ratings in a judge's reply: for each completion, in the order shown to the judge, a rating of each
+    aspect. Raises Unparseable.
 
-    `request` names one of the rubric's requests. `completions` are the completions' keys in that order; `form` is the
-    form of reply that the judge was asked for. Raises Unparseable.
+    request: the name of one of the rubric's requests.
+    completions: the completions' keys in the order shown.
+    text: the judge's reply.
+    form: the form of reply that the judge was asked for.
     """
     names = rubric.sheet.requests[request].aspects
     aspects = {name: rubric.sheet.aspects[name] for name in names}
@@ -52,9 +54,13 @@ Fields = Mapping[tuple[int, str], Mapping[str, Any]]
 
 
 def _rating(completion: str, name: str, aspect: Aspect, fields: Mapping[str, Any]) -> Rating:
-    """Return the rating of a completion (given by its key) for the aspect called `name`, with the score as a number:
-    "4" becomes 4.0. `fields` are the reply's values for this completion and aspect: rating, rationale and perhaps
-    types. Raises Unparseable."""
+    """Return the rating of one completion for one aspect, with the score as a number: "4" becomes 4.0. Raises
+    Unparseable.
+
+    completion: the completion's key.
+    name: the aspect's name.
+    fields: the reply's values for this completion and aspect: rating, rationale and perhaps types.
+    """
     word, rationale = fields.get("rating"), fields.get("rationale")
     if type(word) is not str or word not in aspect.ratings:
         word = _normalize_rating(word, aspect)
@@ -176,9 +182,11 @@ _LINE_END = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 
 
 def _parse_text(text: str, n: int, aspects: tuple[str, ...]) -> Fields:
-    """Return the fields of a reply in text form, by completion number and aspect. For each of the `n` completions the
-    text has a block that is headed `Completion N`, with lines such as `Rating: …` or, if there are several `aspects`,
-    `Rating (honesty): …`. A rationale may span lines. Raises Unparseable."""
+    """Return a text reply's rating, rationale and types, by completion number and aspect. Raises Unparseable.
+
+    For each of the `n` completions the text has a block that is headed `Completion N`. The block has lines such as
+    `Rating: …` or, if there are several `aspects`, `Rating (honesty): …`. A rationale may span lines.
+    """
     fields: dict[tuple[int, str], dict[str, list[str]]] = {}  # the lines of each field
     number: int | None = None
     running: list[str] | None = None

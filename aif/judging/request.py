@@ -21,8 +21,14 @@ MAX_TOKEN_FACTOR = 4  # a truncated judgement gets twice the tokens each time, u
 def completion_request(
     prompt: Prompt, principle: Principle | None, system: SystemMode, sampling: Sampling, seed: int
 ) -> Request:
-    """Return the request to a model of the pool for one completion of a prompt. `system` says how the system turn and
-    the principle are sent (see `planning.plan.sent_messages`)."""
+    """Return the request to a model of the pool for one completion of a prompt.
+
+    principle: a text that tells the model how to answer, which joins the system turn; None for none.
+    system: where the system turn goes: into a `role` of its own, or before the first user turn (`fold_into_user`).
+        `none` also puts it there, but drops the principle.
+    sampling: max_tokens, temperature and further settings.
+    seed: the seed that is sent.
+    """
     return Request(
         sent_messages(prompt, principle, system),
         sampling.max_tokens,
@@ -37,8 +43,13 @@ def completion_request(
 def judging_request(
     rubric: Rubric, request: str, prompt: Prompt, texts: Sequence[str], judge: Judge, seed: int
 ) -> Request:
-    """Return the request that asks a judge to rate completions. `request` is the name of one of the rubric's requests;
-    `texts` are the completions in the order shown to the judge."""
+    """Return the request that asks a judge to rate completions of a prompt.
+
+    request: the name of one of the rubric's requests.
+    texts: the completions in the order shown to the judge.
+    judge: gives the form of the reply and the sampling settings.
+    seed: the seed that is sent.
+    """
     rendered = render(rubric, request, prompt, texts, judge.reply)
     sampling = judge.sampling
     return Request(
@@ -56,7 +67,11 @@ def judging_request(
 
 def judging_spec(rubric: Rubric, request: str, n: int, judge: Judge) -> str:
     """Return the digest of everything that a judge is sent in a request, except the prompt and the completions.
-    `request` is the name of one of the rubric's requests; `n` is the number of completions."""
+
+    request: the name of one of the rubric's requests.
+    n: the number of completions.
+    judge: gives the form of the reply and the sampling settings.
+    """
     return spec_digest(rubric, request, n, judge.reply, judge.sampling.identity)
 
 

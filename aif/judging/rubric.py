@@ -2,10 +2,13 @@
 
 Replies are parsed in parse.py. Reading the folder is the only I/O here.
 
-A rubric is a folder that anyone can copy: `rubric.yaml` (aspects, scales, weights, requests) and Jinja templates. The
-part that all requests about a prompt share (the judge's role, the conversation, the completions) comes first and each
-request's own text last, so that providers can cache the shared prefix. Only the role and that last text are rendered
-from templates, which get no completion: judged text never passes through Jinja.
+A *rubric* is a folder that anyone can copy: `rubric.yaml` (aspects, scales, weights, requests) and Jinja templates. A
+rubric has one or several *requests*, each about some of its aspects, which a judge gets for every prompt.
+
+- All requests about a prompt share their beginning: the judge's role, the conversation, the completions. Each request's
+  own text comes last, so that providers can cache the beginning.
+- Only the role and the request's own text are rendered from templates. The templates get no completion: judged text
+  never passes through Jinja.
 """
 
 import hashlib
@@ -61,10 +64,15 @@ class StrictModel(BaseModel):
 
 
 class Aspect(StrictModel):
-    """An aspect that completions are rated for, such as honesty. `levels` says what ratings on the `scale` (lowest,
-    highest) mean; `types` are numbered faults or merits that the judge lists with its rating. `not_applicable` tells
-    the judge when to answer N/A (None: never). `weight` is the weight in the mean score; `rationale_chars` the longest
-    rationale in characters."""
+    """An aspect that completions are rated for, such as honesty.
+
+    levels: by rating, what the rating means.
+    scale: the lowest and the highest rating.
+    not_applicable: tells the judge when to answer N/A; None: never.
+    types: by number, faults or merits that the judge lists with its rating.
+    weight: the aspect's weight in the mean score.
+    rationale_chars: the most characters of a rationale.
+    """
 
     title: str
     question: str = ""
@@ -94,16 +102,23 @@ class Aspect(StrictModel):
 
 
 class Material(StrictModel):
-    """A kind of text that prompts may have besides the conversation, such as a reference answer, and that the judge is
-    shown. `title` is its heading; `note` explains to the judge how to use it."""
+    """A kind of text that prompts may have besides the conversation, such as a reference answer. The judge is shown it.
+
+    title: the heading above the text.
+    note: explains to the judge how to use the text.
+    """
 
     title: str = Field(min_length=1)
     note: str = ""
 
 
 class RubricRequest(StrictModel):
-    """One of the requests that a judge gets for each prompt: its template, the aspects to rate, and whether a call
-    shows all completions (`listwise`) or a single one (`single`)."""
+    """One of the requests that a judge gets for each prompt.
+
+    mode: `listwise` if a call shows all completions, `single` if it shows one.
+    template: the file with the request's own text.
+    aspects: the names of the aspects to rate.
+    """
 
     mode: Mode = "listwise"
     template: str
@@ -111,7 +126,13 @@ class RubricRequest(StrictModel):
 
 
 class Sheet(StrictModel):
-    """The content of rubric.yaml. `role` is the name of the template for the judge's system message."""
+    """The content of rubric.yaml.
+
+    role: the file with the template for the judge's system message.
+    aspects: the aspects to rate, by name.
+    requests: the requests that a judge gets for each prompt, by name.
+    material: kinds of additional text for the judge, such as a reference answer, by key of a prompt's material.
+    """
 
     name: str
     description: str = ""
@@ -136,8 +157,12 @@ _OBJECT = re.compile(r"<[^<>]{1,200} at 0x[0-9a-fA-F]+>")  # how Jinja prints an
 
 @dataclass(frozen=True)
 class Rubric:
-    """A rubric: the texts of its files by name, and rubric.yaml parsed as `sheet`. `where` is the folder's path as
-    errors name it."""
+    """A rubric: the criteria by which a judge rates, with the texts of its requests.
+
+    files: the texts of the rubric's files, by file name.
+    sheet: the content of rubric.yaml.
+    where: the folder's path as errors name it.
+    """
 
     files: Mapping[str, str]
     sheet: Sheet
@@ -272,7 +297,8 @@ class Rubric:
         return text
 
     def request_text_with(self, request: str, n: int, reply: str) -> str:
-        """Return what `request_text` returns, but with `reply` as the instruction on how to reply."""
+        """Return the text of the rubric's request named `request` about `n` completions. `reply` is the instruction on
+        how to reply."""
         ask = self.sheet.requests[request]
         # a weight is part of no identity, so no template may show it to a judge
         aspects = {name: self.sheet.aspects[name].model_dump(exclude={"weight"}) for name in ask.aspects}
@@ -318,8 +344,8 @@ class Rubric:
         return {slot: kind.model_dump() | {"text": filled[slot]} for slot, kind in slots if slot in filled} or None
 
     def material_digest(self, prompt: Prompt) -> str | None:
-        """Return the digest of what `material_of` returns; None if the prompt has no material. The digest is part of a
-        judgement's key."""
+        """Return the digest of the prompt's additional texts for the judge, such as a reference answer, with their
+        headings and notes. None if the prompt has no such text. The digest is part of a judgement's key."""
         shown = self.material_of(prompt)
         return digest(list(shown.items()))[:KEY_LENGTH] if shown else None
 
@@ -443,8 +469,12 @@ IMPORTED_SCORES = Rubric(
 
 @dataclass(frozen=True, slots=True)
 class RenderedRequest:
-    """The messages of a judging request. The first `shared` characters of the last message are the same in the rubric's
-    other requests about these completions, so that providers can cache them."""
+    """The messages of a judging request.
+
+    messages: the system message and the user message.
+    shared: the number of characters that begin the last message in all the rubric's requests about these completions.
+        Providers can cache these characters.
+    """
 
     messages: tuple[Message, ...]
     shared: int
@@ -469,8 +499,12 @@ def fence_mark(texts: Sequence[str]) -> str:
 def render(
     rubric: Rubric, request: str, prompt: Prompt, completions: Sequence[str], form: ReplyForm
 ) -> RenderedRequest:
-    """Return the messages of the rubric's request named `request`. `completions` are texts; the judge sees them
-    numbered from 1 in this order."""
+    """Return the messages of one judging request.
+
+    request: the name of one of the rubric's requests.
+    completions: the texts to rate; the judge sees them numbered from 1 in this order.
+    form: the form of reply that the judge is asked for.
+    """
     slots = rubric.material_of(prompt) or {}
     texts = [*(m.content for m in prompt.messages), *(slot["text"] for slot in slots.values()), *completions]
     fence = fence_mark(texts)
@@ -495,8 +529,12 @@ def render(
 
 def spec_digest(rubric: Rubric, request: str, n: int, form: ReplyForm, settings: Mapping[str, Any]) -> str:
     """Return the digest of everything that a judge is sent in a request, except the prompt and the completions.
-    `request` is the name of one of the rubric's requests; `n` is the number of completions; `settings` are the judge's
-    sampling settings."""
+
+    request: the name of one of the rubric's requests.
+    n: the number of completions.
+    form: the form of reply that the judge is asked for.
+    settings: the judge's sampling settings.
+    """
     return digest(
         {
             "layout": LAYOUT,
@@ -519,12 +557,15 @@ def judgement_key(
     material: str | None,
     texts: Sequence[str] = (),
 ) -> str:
-    """Return the key of a judgement, by which it is stored and found again.
+    """Return the key of a judgement, by which it is stored and found again: a digest of the arguments.
 
-    It is a digest of: the completions' keys in the order shown; the judge's identity; `judge_pass`, the number of the
-    repetition (a judge may rate the same completions repeatedly); the `spec_digest`; and the `Rubric.material_digest`.
-    `texts` are ids of the completions' texts. They are given only if an earlier judgement of these completions is
-    outdated because a completion's text has changed since.
+    completions: the completions' keys in the order shown to the judge.
+    judge: the judge's identity.
+    judge_pass: the number of the repetition, since a judge may rate the same completions repeatedly.
+    spec: the `spec_digest`: a digest of what the judge is sent besides prompt and completions.
+    material: the digest of the prompt's additional texts for the judge; None if it has none.
+    texts: ids of the completions' texts. They are given only if an earlier judgement of these completions is outdated
+        because a completion's text has changed since.
     """
     sent = {"completions": list(completions), "judge": judge, "pass": judge_pass, "spec": spec, "material": material}
     return digest({"v": 1, **sent, **({"texts": list(texts)} if texts else {})})[:KEY_LENGTH]

@@ -16,10 +16,13 @@ API_VERSION = "2026-10-21"
 
 
 class AnthropicChat:
-    """Client for one model, at Anthropic (`base_url` None) or on a compatible server (its URL with or without `/v1`).
+    """Client for one model, at Anthropic or on a compatible server.
 
-    The API key is one of the headers in `options`. `timeout_s` is the most seconds that a whole call may take, from
-    connecting to the last byte; `limit` is the most calls in flight (0: no limit).
+    model: the model's name in requests.
+    options: settings of every request; the API key is one of its headers.
+    base_url: the compatible server's URL, with or without `/v1`; None for Anthropic.
+    timeout_s: the most seconds that a whole call may take, from connecting to the last byte.
+    limit: the most calls in flight; 0 for no limit.
     """
 
     def __init__(
@@ -66,8 +69,11 @@ class AnthropicChat:
         await self._client.close()
 
     async def _post(self, body: bytes) -> Response:
-        """Post the body and return the response, whatever its status. The SDK doesn't parse the response, for the
-        reason given in `OpenAIChat._post`."""
+        """Post the body and return the response, whatever its status.
+
+        The SDK doesn't parse the response: it would return an HTML page as a reply, and raise no error of its own for
+        broken JSON.
+        """
         try:
             async with deadline(self._timeout_s, self._url, self._options.secrets, anthropic.APIConnectionError):
                 answer = await self._client.post("/v1/messages", content=body, cast_to=httpx2.Response)

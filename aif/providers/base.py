@@ -23,11 +23,14 @@ Measure = Literal["requests", "tokens", "input", "output"]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request to a model, in no provider's format.
+    """A request to a model, in no provider's format. Settings that are None are not sent.
 
-    `schema` is a JSON Schema that the reply must follow; `extra` is a JSON object of settings that are sent unchanged.
-    The first `shared` characters of the last message are the same in other requests: for providers with explicit prompt
-    caching, a cache breakpoint follows them. Fields that are None are not sent.
+    messages: the turns of the conversation.
+    max_tokens: the most tokens that the reply may have.
+    extra: a JSON object of settings that are sent unchanged; empty for none.
+    schema: a JSON Schema that the reply must follow.
+    shared: the number of characters at the start of the last message that other requests share. For providers with
+        explicit prompt caching, a cache breakpoint follows these characters.
     """
 
     messages: tuple[Message, ...]
@@ -50,9 +53,13 @@ class Request:
 class Options:
     """Settings that apply to every request sent to an endpoint. They are not part of any completion's identity.
 
-    `dialect` selects the names of settings and the form of schemas (see `chat_completions.request_body`); `omit` names
-    settings that are not sent. `headers` and `query` are added to each request; `secrets` are API keys and header
-    values that must never be shown. `tags` are the tags around the model's reasoning.
+    dialect: decides the name of the token limit and the form of schemas: `openai` or `compatible`.
+    omit: names of settings that are not sent.
+    service_tier: the provider's service tier to ask for; None for its default.
+    headers: headers added to each request.
+    query: query parameters added to each request's URL.
+    secrets: API keys and header values that must never be shown.
+    tags: the tags around the model's reasoning.
     """
 
     dialect: Dialect = "compatible"
@@ -69,10 +76,12 @@ DEFAULT_OPTIONS = Options()
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """One rate limit as response headers report it. `measure` says what is counted, such as requests or tokens. `limit`
-    is how many are allowed, `remaining` how many are left; all are available again in `reset_s` seconds.
+    """One rate limit as response headers report it. Only a hint: some servers report nonsense.
 
-    Only a hint: some servers report nonsense.
+    measure: what is counted, such as requests or tokens.
+    limit: how many are allowed.
+    remaining: how many are left now.
+    reset_s: the seconds until all are available again.
     """
 
     measure: Measure
@@ -92,14 +101,16 @@ class Quota:
 class Reply:
     """A model's reply, with its reasoning split from its text.
 
-    `received` is the content and the reasoning as the server sent them; None if splitting changed neither. `mark`
-    quotes a part of the text that is possibly a reasoning tag; None if there is none (see core/reasoning.py). `sent`
-    are the settings of the request, without messages and schema; `served` is what the server reports about itself
-    (model, fingerprint, request id); `quotas` are the rate limits it reports.
-
-    If the server sends no finish reason or an unknown one, `finish` is "length", and `served` has the server's word
-    under UNKNOWN_FINISH. `finish` is None only in a reply that is attached to a CallError, if the call failed before
-    the finish reason was read.
+    text: the reply without its reasoning.
+    finish: why the reply ended. A missing or unknown reason becomes "length", and `served` has the server's word under
+        UNKNOWN_FINISH. None only in a reply attached to a CallError, if the call failed before the reason was read.
+    usage: the token counts that the server reports; None if it reports none, or impossible ones.
+    reasoning: the model's reasoning; None if it gave none.
+    sent: the settings of the request, without messages and schema.
+    served: what the server reports about itself: model, fingerprint, request id.
+    quotas: the rate limits that the server reports.
+    received: the content and the reasoning as the server sent them; None if splitting changed neither.
+    mark: a part of the text that is possibly a reasoning tag; None if there is none (see core/reasoning.py).
     """
 
     text: str
@@ -154,13 +165,19 @@ UNBILLED = REQUEST_ERRORS | ACCESS_ERRORS | {Kind.RATE_LIMITED}
 
 
 class CallError(Exception):
-    """A call that gave no usable reply. `kind` says why. The message never contains an API key.
+    """A call that gave no usable reply. The message never contains an API key.
 
-    `retry_after` is the wait in seconds that the server asked for; `quotas` are the rate limits it reported. `reply` is
-    the unusable reply, which may be billed: an unparseable judgement, an empty completion, the usage in a broken body.
-    `raw` holds the first 2,000 characters of a body that was no reply. `unsent`: no connection was made, so nothing was
-    sent. `explicit`: the server's message or code names the kind; otherwise only the HTTP status does. `busy`: the
-    message says that the server is loading, overloaded or restarting, so it exists and may recover.
+    kind: why there is no usable reply.
+    retry_after: the wait in seconds that the server asked for; None if it asked for none.
+    reply: the unusable reply, which may be billed: an unparseable judgement, an empty completion, the usage in a broken
+        body. None if there was no reply.
+    raw: the first 2,000 characters of a body that was no reply.
+    quotas: the rate limits that the server reported.
+    unsent: True if no connection was made, so nothing was sent.
+    explicit: True if the server's message or code names the kind, or for a web page with status 401 or 402. Otherwise
+        the kind was inferred, such as from the HTTP status.
+    busy: True if the message says that the server is loading, overloaded or restarting. Such a server exists and may
+        recover.
     """
 
     def __init__(

@@ -247,12 +247,15 @@ def parse_response(
     read: ParseBody = read_reply,
     check: CheckDuplicate = lambda data, content: None,
 ) -> Reply:
-    """Return the reply in an HTTP response. `read` parses the body; `sent` are the settings to record in the reply.
-    `check` raises a CallError if the reply was delivered before.
+    """Return the reply in an HTTP response.
 
-    If the status isn't 2xx, raises the CallError that `classify` returns. If the body isn't JSON, raises
-    CallError(BAD_REPLY). CallErrors of `check` and `read` are passed on. The secrets `keys` are redacted from replies
-    and errors alike.
+    sent: the settings to record in the reply.
+    keys: secrets to redact from replies and errors alike.
+    read: parses the body.
+    check: raises a CallError if the reply was delivered before.
+
+    Raises a CallError for a status that isn't 2xx, with the kind that the status and the body suggest. Raises
+    CallError(BAD_REPLY) if the body isn't JSON. CallErrors of `check` and `read` are passed on.
     """
     headers = {name.lower(): value for name, value in headers.items()}
     content = remove_keys(content, *keys)
@@ -377,11 +380,16 @@ def _usage(data: Any) -> Usage | None:
 
 def consistent_usage(usage: Usage, total: int | None = None) -> Usage | None:
     """Return `usage`, corrected so that input includes cached tokens and output includes reasoning tokens. None if the
-    input is 0 or a count is impossible. `total` is the total that the server reports (None: it reports none).
+    input is 0 or a count is impossible.
 
-    Some servers report cached tokens in addition to the input, and reasoning tokens in addition to the output or only
-    in the total (xAI, Gemini). Cached tokens are added to the input only if they exceed it. If the total exceeds input
-    plus output, the rest is added to the output; else reasoning tokens are added only if they exceed the output.
+    total: the total number of tokens that the server reports; None if it reports none.
+
+    Some servers report cached tokens in addition to the input. Some report reasoning tokens in addition to the output,
+    or only in the total (xAI, Gemini). So:
+
+    - Tokens read from or written to the cache are added to the input only if they exceed the input.
+    - If the total is at least input plus output, the output becomes the total minus the input.
+    - Otherwise reasoning tokens are added to the output only if they exceed the output.
     """
     input, output = usage.input, usage.output
     if usage.cached + usage.written > input:

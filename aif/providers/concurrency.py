@@ -2,25 +2,33 @@
 
 Pure: the caller passes the time, in seconds of any clock.
 
-A status alone never shows who is at fault; the results of other items do:
+An *item* is one completion or judgement that is to be made. An *endpoint* is a model or judge that is called. For a
+failed call, either the item or the endpoint is at fault. A status alone never shows which; the results of other items
+do:
 
-- The item is at fault if the endpoint has answered a call that was sent later than the item's first failed call.
-- The endpoint is at fault if three different items fail alike and none is answered in between. If there are fewer than
-  three items, all of them must fail. One item is enough if the server says that it is busy, and usually for a 429.
-  After transient errors the endpoint is paused and retried. After refusals, or errors that every request would get, it
-  gets no more calls. But first an item from elsewhere in the queue is tried, since a firewall's page looks like a
-  refusal, and neighbouring rows are often similar. No such item is tried if the server itself names the key, the
-  account or the model as the cause.
-- Otherwise it is not known yet.
+- The item is at fault if the endpoint has answered a call that was sent after the item's first failed call.
+- The endpoint is at fault if three different items fail alike, and no call sent after these failures is answered. If
+  there are fewer than three items, all of them must fail. One item is enough if the server says that it is busy, and
+  usually for a 429.
+- Otherwise it is not known yet who is at fault.
 
-A limiter is either open, with a window (the most calls in flight), or paused. After a pause one call is sent as a
-probe: if it is answered the limiter opens, else the next pause is longer.
+If the endpoint is at fault for transient errors, the endpoint is paused and retried. For refusals, or errors that every
+request would get, the endpoint gets no more calls. But first an item from elsewhere in the queue is tried: a firewall's
+page looks like a refusal, and neighbouring rows are often similar. No such item is tried if the server itself names the
+key, the account or the model as the cause.
 
-The window follows TCP. A 429 sets a target for it: four fifths of the calls in flight, counted as at least half the
-window. Calls sent before the pause don't change the target again. After the pause the window starts at a quarter of the
-target, and grows by one call per answer up to the target. Beyond the target it grows by a twentieth per round, but by
-at least one call; a round is as many answers as the window is large. Server errors and timeouts stop growth for a round
-and don't change the target: fewer calls would not avoid them.
+A limiter is either open, with a *window* (the most calls in flight), or paused. After a pause one call is sent as a
+*probe*. If the probe is answered the limiter opens, else the next pause is longer. A pause to find out who is at fault
+ends when replies show that the endpoint is not at fault.
+
+The window follows TCP:
+
+- A 429 sets a *target*: four fifths of the calls in flight, counted as at least half the window.
+- 429s of calls that were sent before the pause don't change the target again.
+- After the pause the window starts at a quarter of the target, and grows to the target by one call per answer.
+- Beyond the target the window grows by a twentieth per round, but by at least one call. A *round* is as many answers as
+  the window is large.
+- Server errors and timeouts stop growth for a round. They don't change the target: fewer calls would not avoid them.
 """
 
 import math
@@ -50,13 +58,15 @@ FailureClass = Literal["transient", "access", "request", "unusable"]
 class ItemHistory:
     """The results of an item (a completion or judgement) over all its calls, as the concurrency limiter needs them.
 
-    `first_failed` has, by class of failure, the number of the first call that failed so. `size` is the length of its
-    request in characters; `blame` says who was at fault for its last failure. `sampled`: the item was taken from
-    elsewhere in the queue to find out who is at fault. `may_split`: the item is a judgement whose judge has
-    `on_overflow: single`, so a context overflow says nothing about other items.
-
-    `limited_at` is set by the item's first 429, and is None again once the item gets a reply. It has two counts of the
-    endpoint from the time when that call was sent: calls answered, and items that got a 429 (this item included).
+    first_failed: by class of failure, the number of the first call that failed in this way.
+    size: the length of the item's request in characters.
+    blame: who was at fault for the item's last failure.
+    sampled: True if the item was taken from elsewhere in the queue to find out who is at fault.
+    limited_at: None, or two counts for the item's first 429 since its last reply. The first is the number of calls that
+        the endpoint had answered when that call was sent. The second is the number of items that had got a 429 by then,
+        plus this item.
+    may_split: True for a judgement whose judge has `on_overflow: single`. Its context overflow says nothing about other
+        items.
     """
 
     first_failed: dict[FailureClass, int] = field(default_factory=dict)
@@ -71,8 +81,9 @@ class ItemHistory:
 class OtherItems:
     """What an endpoint's other items can show about a failure: whether the item or the endpoint is at fault.
 
-    The endpoint is at fault if `enough` different items fail alike. `too_few`: the endpoint has so few items that the
-    fault can't be found out. `more_coming`: some items have not been sent yet.
+    enough: the number of different items that must fail alike, for the endpoint to be at fault.
+    too_few: True if the endpoint has so few items that nobody can find out who is at fault.
+    more_coming: True if some items have not been sent yet.
     """
 
     enough: int = ENOUGH_ITEMS
@@ -87,9 +98,12 @@ MANY_OTHERS = OtherItems()
 class Permit:
     """Permission to make one call, as returned by `ConcurrencyLimiter.enter`.
 
-    `n` is the call's number at this endpoint, from 1. Three fields are counts from the time when the call was sent:
-    `answers` is the calls answered, `limits` the items that got a 429, `episode` the pauses and resets. `probe`: the
-    call tests whether a paused endpoint answers again.
+    item: the results so far of the item that the call is for.
+    n: the call's number at this endpoint, from 1.
+    answers: the number of calls that the endpoint had answered when this one was sent.
+    limits: the number of items that had got a 429 when this call was sent.
+    episode: the number of pauses, extensions of a pause, and resets before this call was sent.
+    probe: True if the call tests whether a paused endpoint answers again.
     """
 
     item: ItemHistory
@@ -101,10 +115,14 @@ class Permit:
 
 
 class ConcurrencyLimiter:
-    """Limits the calls in flight to one endpoint, to between 1 and `most`, and pauses an endpoint that fails.
+    """Limits the calls in flight to one endpoint, and pauses an endpoint that fails.
 
-    `jitter` returns a random number in [0, 1). `usable`: an earlier reply of the endpoint was usable. `in_flight` is
-    the number of calls in flight. `given_up` is None, or the reason why the endpoint should get no more calls.
+    most: the upper bound of the calls in flight; the lower bound is 1.
+    policy: how long pauses are, and when an endpoint that doesn't answer is given up.
+    jitter: returns a random number in [0, 1).
+    usable: True if an earlier reply of the endpoint was usable.
+    in_flight: the number of calls in flight now.
+    given_up: the reason why the endpoint should get no more calls, else None.
     """
 
     def __init__(self, most: int, policy: RetryPolicy, jitter: Callable[[], float], usable: bool = False) -> None:
@@ -150,8 +168,8 @@ class ConcurrencyLimiter:
 
     @property
     def fault_unclear(self) -> bool:
-        """Whether it is unclear who is at fault: several items failed alike, so an item from elsewhere in the queue
-        should be tried next."""
+        """Whether it is unclear who is at fault for recent failures, the items or the endpoint: at least two items
+        failed alike. To find out, the next call should be for an item from elsewhere in the queue."""
         return any(len(items) > 1 for items in self._failing.values())
 
     def wait(self, now: float) -> float:
@@ -265,8 +283,9 @@ class ConcurrencyLimiter:
     def _unusable_reply(self, permit: Permit, error: CallError, now: float, others: OtherItems) -> Blame:
         """Return who is at fault for a reply that is empty, unparseable or blocked by a filter.
 
-        The endpoint is given up after such replies to too many items in a row. The number is ENOUGH_UNUSABLE if it has
-        given a usable reply, or if a filter blocks. Otherwise it is ENOUGH_ITEMS, since each reply costs money.
+        The endpoint is given up after such replies to too many items in a row. The number is ENOUGH_UNUSABLE if the
+        endpoint has given a usable reply, or if a filter blocks. Otherwise the number is ENOUGH_ITEMS, since each reply
+        costs money.
         """
         alike, blocked = self._failing["unusable"], error.kind is Kind.BLOCKED
         alike.add(permit.item)
@@ -367,9 +386,9 @@ class ConcurrencyLimiter:
         return self._newest_answered > permit.item.first_failed.setdefault(failure, permit.n)
 
     def _back_off(self, reason: PauseReason, asked_s: float, now: float) -> None:
-        """Pause the endpoint, or lengthen its pause. The wait grows with each backoff in a row and is at least
-        `asked_s` seconds. `_episode` (the number of pauses) is incremented, so that results of calls that were sent
-        before the pause are recognised."""
+        """Pause the endpoint, or extend its pause. The wait grows with each backoff in a row and is at least `asked_s`
+        seconds. `_episode`, which counts pauses and their extensions, is incremented: so the results of calls that were
+        sent earlier are recognised."""
         self._paused = reason
         self._probing = False
         self._episode += 1

@@ -1,9 +1,10 @@
 """Detect a response that is delivered to two requests: remember recent replies by id.
 
-If a proxy sends a response twice on a connection, the client takes the second for the answer to its next request, and
-every later answer on that connection goes to the wrong request. HTTP/1.1 can't show that, but the reply can: its id and
-all its bytes equal those of another request's reply. The same check detects a gateway whose cache ignores the seed:
-such a gateway repeats a reply on any connection.
+A proxy may send a response twice on a connection. Then the client takes the second for the answer to its next request.
+Every later answer on that connection goes to the wrong request.
+
+HTTP/1.1 can't show the error, but the reply can: its id and all its bytes equal those of another request's reply. The
+same check detects a gateway whose cache ignores the seed. Such a gateway repeats a reply on any connection.
 """
 
 from collections import OrderedDict
@@ -24,8 +25,12 @@ class Misdelivered(CallError):
 
 
 class _Delivery(NamedTuple):
-    """A delivered response, as three hashes: of the request's body, of only the messages in the request, and of the
-    response's body."""
+    """A delivered response, as three hashes.
+
+    request: hash of the request's body.
+    messages: hash of only the messages in the request.
+    response: hash of the response's body.
+    """
 
     request: int
     messages: int
@@ -45,14 +50,17 @@ class DuplicateDetector:
         self._is_cached = False
 
     def check(self, request: bytes, messages: bytes, data: Any, content: bytes) -> None:
-        """Check that a reply was not delivered to another request before, and remember it.
+        """Check that a reply was not delivered to another request before, and remember it. Errors and replies without
+        an id are not checked.
 
-        `content` is the reply's body and `data` the same body parsed; `request` is the body of its request and
-        `messages` the messages in the request. Errors and replies without an id are not checked.
+        request: the body of the reply's request.
+        messages: the messages in that request.
+        data: the reply's body, parsed.
+        content: the reply's body as bytes.
 
-        Raises Misdelivered when a reply is repeated for the first time. Raises CallError(CACHED) when it is repeated
-        again, although connections were reopened: then a gateway caches replies. From then on, a reply that is repeated
-        for the same messages raises CallError(CACHED) at once.
+        Raises Misdelivered when a reply is repeated for the first time. Raises CallError(CACHED) when the same reply is
+        repeated again, although connections were reopened: then a gateway caches replies. From then on, any reply that
+        is repeated for the same messages raises CallError(CACHED) at once.
         """
         id = data.get("id") if isinstance(data, dict) and not data.get("error") else None  # errors may be identical
         if not id or not isinstance(id, str):

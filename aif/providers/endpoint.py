@@ -30,15 +30,20 @@ def _set() -> asyncio.Event:
 class Endpoint:
     """A model or judge that is called during a run.
 
-    `cost` returns the cost of a call in USD from its usage and service tier, `max_cost` the most that a request can
-    cost; both return None if the price is unknown, and 0 for the user's own servers. `paid`: calls count against the
-    budget.
-
-    `halt` is set when no more calls are to be made, because the run stops or the endpoint is given up. `refused` is the
-    reason for giving it up, else None. For servers that aif launches, `up` is set while a server is ready, `wanted`
-    once a call needs a server, `done` when no more calls will come. While none of these servers is ready,
-    `server_status` says why, such as "starting"; else it is None. `others(error)` returns what other items can show
-    about who is at fault for the error.
+    identity: the model's name and revision. For a launched model a digest of its files and settings follows, unless
+        these were the first seen under the name.
+    concurrency: the most calls in flight.
+    cost: returns the cost of a call in USD from its usage and service tier. None if the price is unknown, 0 for the
+        user's own servers without a price.
+    max_cost: returns the most that a request can cost, in USD. None and 0 as for `cost`.
+    paid: True if calls count against the budget.
+    halt: set when no more calls are to be made, because the run stops or the endpoint is given up.
+    up: set while a server is ready; always set if aif launches no server for the endpoint.
+    wanted: set once a call needs a server.
+    done: set when no more calls will come.
+    server_status: why no launched server is ready, such as "starting"; None while one is ready.
+    refused: the reason why the endpoint was given up, else None.
+    others: returns what other items can show about who is at fault for an error.
     """
 
     name: str
@@ -127,8 +132,11 @@ class Endpoint:
         raise Halted
 
     def verdict(self, error: CallError, item: ItemHistory, state: RetryState) -> Verdict:
-        """Return what happens to an item whose call failed with `error`: whether it is retried, has failed permanently,
-        or stays pending (see `retry.Verdict`). Call it after the item's `attempt` block."""
+        """Return what happens to an item whose call failed with `error`. Call it after the item's `attempt` block.
+
+        The verdict is "again" (retried in this run), "later" (pending until the next run), "failed" (permanently), or
+        "refused" (pending; the endpoint gets no more calls in this run).
+        """
         now = self.clock()
         too_few = self.others(error).too_few
         verdict = state.verdict(error, item.blame, self.policy, now, self.jitter(), too_few)

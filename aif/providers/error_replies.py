@@ -35,8 +35,12 @@ _TRANSIENT_STATUSES = frozenset({408, 409, 423, 424, 425, 498, 499})  # besides 
 
 
 class _Rule(NamedTuple):
-    """A rule for server errors: an error whose text matches `pattern` is of this `kind`. `busy`: such an error shows
-    that the server exists and may recover."""
+    """A rule that tells the kind of a server error by its text.
+
+    kind: the kind of the errors that the rule matches.
+    pattern: matches the text of such an error.
+    busy: True if such an error shows that the server exists and may recover.
+    """
 
     kind: Kind
     pattern: re.Pattern[str]
@@ -210,8 +214,13 @@ _PATH_NOT_FOUND = re.compile(
 
 
 class _ErrorText(NamedTuple):
-    """The content of an error response: the server's message and codes, the first HTTP error status among the codes (0:
-    none), and whether the body is a web page."""
+    """The content of an error response.
+
+    message: the server's message.
+    codes: the server's error codes, as text.
+    status: the first HTTP error status among the codes; 0 if there is none.
+    is_page: True if the body is a web page.
+    """
 
     message: str
     codes: tuple[str, ...]
@@ -361,7 +370,12 @@ def _searchable(reported: _ErrorText) -> str:
 
 
 def _kind(status: int, reported: _ErrorText) -> tuple[Kind, bool, bool]:
-    """Return the values `kind`, `explicit` and `busy` for the CallError of a server's error."""
+    """Classify a server's error. Return three values of its CallError:
+
+    kind: the kind of the error.
+    explicit: True if the server's own words name the kind, or for a web page with status 401 or 402.
+    busy: True if the server says that it is loading, overloaded or restarting.
+    """
     text = _searchable(reported)
     if reported.is_page:
         tls = "http request was sent to https" in text  # nginx

@@ -34,11 +34,13 @@ _NEEDED = frozenset(
 def make_http_client(
     client_class: Callable[..., httpx2.AsyncClient], url: str, *, limit: int, headers: Mapping[str, str]
 ) -> httpx2.AsyncClient:
-    """Create the HTTP client for an SDK that calls `url`. `client_class` is the SDK's own class of HTTP client; `limit`
-    is the most connections (0: no limit).
+    """Create the HTTP client for an SDK that calls `url`.
 
-    The client sends only `headers` and the headers that HTTP needs. It drops all others that the SDK adds, since an SDK
-    takes headers, even a key, from environment variables.
+    client_class: the SDK's own class of HTTP client.
+    url: the address that is called. A loopback address gets no proxy.
+    limit: the most connections; 0 for no limit.
+    headers: the only headers that are sent, besides those that HTTP needs. All others that the SDK adds are dropped,
+        since an SDK takes headers, even a key, from environment variables.
     """
 
     ours = httpx2.Headers(headers).raw
@@ -91,11 +93,16 @@ async def post_request(
     keys: Sequence[str],
     read: chat_completions.ParseBody = chat_completions.read_reply,
 ) -> Reply:
-    """Send a request's body once, with `post`, and return the reply. Raises CallError.
+    """Send a request's body once and return the reply. Raises CallError.
 
-    `sent` are the settings to record in the reply, `keys` the secrets to redact; `read` parses the reply's body. If the
-    reply was already delivered to another request, `reconnect` is called before the error is raised, since open
-    connections may deliver more replies to wrong requests.
+    body: the request's body, before it becomes JSON.
+    sent: the settings to record in the reply.
+    post: sends the body and returns the response.
+    duplicates: checks whether the reply was already delivered to another request.
+    reconnect: called before the error for such a reply is raised, since open connections may deliver more replies to
+        wrong requests.
+    keys: secrets to redact.
+    read: parses the reply's body.
     """
     content_sent = orjson.dumps(body)
     status, headers, content = await post(content_sent)
@@ -114,10 +121,14 @@ async def deadline(
     """Limit the time of a whole call, from connecting to the last byte. An async context manager; its block makes the
     call.
 
+    seconds: the most seconds that the block may take.
+    url: the address called, for the error's message.
+    keys: secrets to redact from the error's message.
+    unconnected: the client's own class of connection errors.
+
     The timeouts of aiohttp and the SDKs are per read: a server that sends a byte now and then never exceeds them.
-    Raises CallError of kind TIMEOUT or CONNECTION; `unconnected` is the client's own class of connection errors. The
-    secrets `keys` are redacted from the error's message. The client's own error is not attached as `__cause__`, since
-    it may quote what a server sent.
+    Raises CallError of kind TIMEOUT or CONNECTION. The client's own error is not attached as `__cause__`, since that
+    error may quote what a server sent.
     """
     try:
         async with asyncio.timeout(seconds):

@@ -14,10 +14,13 @@ BASE_URL = "https://api.openai.com/v1"
 
 
 class OpenAIChat:
-    """Client for one model, at OpenAI (`base_url` None) or on a compatible server (its URL including `/v1`).
+    """Client for one model, at OpenAI or on a compatible server.
 
-    The API key is one of the headers in `options`. `timeout_s` is the most seconds that a whole call may take, from
-    connecting to the last byte; `limit` is the most calls in flight (0: no limit).
+    model: the model's name in requests.
+    options: settings of every request; the API key is one of its headers.
+    base_url: the compatible server's URL, including `/v1`; None for OpenAI.
+    timeout_s: the most seconds that a whole call may take, from connecting to the last byte.
+    limit: the most calls in flight; 0 for no limit.
     """
 
     def __init__(

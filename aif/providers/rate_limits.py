@@ -22,10 +22,11 @@ _CHARS, _TOKENS = 20_000, 5_000  # first estimate, 4 characters a token; weighs 
 
 @dataclass(frozen=True, slots=True)
 class RequestCost:
-    """The tokens that a request counts against rate limits; it also counts as one request.
+    """The tokens that a request counts against rate limits. It also counts as one request.
 
-    `prompt` is the number of prompt tokens, estimated from its `chars` characters; `max_reply` is the most tokens that
-    the reply may have.
+    chars: the number of characters in the request's messages.
+    prompt: the number of prompt tokens, estimated from `chars`.
+    max_reply: the most tokens that the reply may have.
     """
 
     chars: int
@@ -42,14 +43,17 @@ class RequestCost:
 class RateLimiter:
     """Decides when the next request to an endpoint may be sent, by its limits of requests and tokens per minute.
 
-    A configured limit is never exceeded within any 60 s. Requests are spread evenly; after idling, at most one second's
-    share of the limit is sent at once, but always at least one request. A request with more tokens than a minute allows
-    is sent alone, and the next request waits for longer. A limit of None is learned from the provider's response
-    headers.
+    A limit is *configured* in the pipeline file, or else *learned* from the provider's response headers.
 
-    A request counts with its prompt and its max_tokens, as OpenAI counts; tokens that the reply didn't use are not
-    given back. Prompt tokens are estimated by the ratio of tokens to characters in earlier requests; if the estimate
-    was too low, the difference is counted when the reply arrives.
+    - A configured limit is never exceeded within any 60 s. An exception is a request with more tokens than a
+      minute allows: that request is sent alone, and the next request waits for longer.
+    - A learned limit is applied only for BELIEVED_S seconds after a 429.
+    - Requests are spread evenly. After idling, at most one second's share of the limit is sent at once, but always at
+      least one request.
+    - A request counts with its prompt and its max_tokens, as OpenAI counts. Tokens that the reply didn't use are not
+      given back.
+    - Prompt tokens are estimated by the ratio of tokens to characters in earlier requests. If the estimate was too low,
+      the difference is counted when the reply arrives.
     """
 
     def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
@@ -134,11 +138,11 @@ class _ConfiguredLimit:
 
 
 class _LearnedLimit:
-    """A limit learned from headers. In a minute it allows what remains, as the headers report, plus what is refilled in
-    a minute.
+    """A limit of requests or tokens that the provider's response headers reported. It delays a request by at most 1 s.
 
-    The refill rate follows from the reported time until the limit is fully available again. The period in the header's
-    name is not used, since some providers report a daily limit under the name of a per-minute limit.
+    The limit allows what remains, as the headers report, plus what is refilled in the next minute. The refill rate
+    follows from the reported time until the limit is fully available again. The period in the header's name is not
+    used: some providers report a daily limit under the name of a per-minute limit.
     """
 
     def __init__(self) -> None:

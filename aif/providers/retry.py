@@ -1,24 +1,28 @@
 """Decide whether a failed call is retried, once concurrency.py has decided who is at fault.
 
-If the endpoint is at fault, the item is retried, and the call doesn't count as an attempt, since the concurrency
-limiter does the waiting. If the endpoint refused the call, the item stays pending.
+An *item* is one completion or judgement that is to be made. A *pending* item is retried by the next run.
 
-If the item is at fault, it gets up to 6 attempts. The time between attempts doubles from 1 s up to 60 s; the wait is a
+If the endpoint is at fault, the call doesn't count as an attempt, since the concurrency limiter does the waiting. The
+item is retried after a transient error, and stays pending after any other.
+
+If the item is at fault, it gets up to 6 attempts. The time between attempts doubles from 1 s up to 60 s. The wait is a
 random share of that time, from 50 to 100 %. A wait is at least as long as the server asked for, but never longer than
 60 s. The error decides when the item has failed permanently:
 
 - The server names the request's own length or turns: at once.
 - Any other error that isn't transient: once three attempts ended with the same error.
 - A transient error: after six attempts, if three of them ended with the same error.
-- An account's quota is exhausted, or a 429 says that the request is within the limit: never; the item stays pending
+- An account's quota is exhausted, or a 429 says that the request is within the limit: never. The item stays pending
   after its attempts.
 
 If it is not known who is at fault, the item gets the same attempts, but stays pending afterwards. If there are too few
-other items to find out, it is retried for 60 s only. In this case, a context overflow that the server names is a
+other items to find out, the item is retried for 60 s only. In that case a context overflow that the server names is a
 permanent failure.
 
-Unusable replies where another sample may be usable (empty, unparseable, truncated, or broken with output tokens) are
-requested again at once, up to 3 times in all. A request that the provider's filter blocks is not retried.
+An *unusable* reply is empty, unparseable, truncated, repeated by a gateway's cache, or broken with output tokens.
+Another sample may be usable, so the request is sent again at once, until the item has had 3 unusable replies. Then the
+item has failed permanently, but stays pending if it is not known who is at fault. A request that the provider's filter
+blocks is not retried.
 """
 
 import re
@@ -41,14 +45,18 @@ _LIMIT_AND_REQUESTED = re.compile(r"\blimit:? (\d{1,12})\b.{0,40}\brequested:? (
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and how long to retry. Counts include the first attempt; waits are in seconds.
+    """How often and how long to retry. Waits and times are in seconds.
 
-    `attempts` is the most failed calls of an item, `resamples` the most unusable replies. An item that is at fault has
-    failed permanently when `same_failures` of its calls ended with the same error. If the error is transient, all
-    `attempts` are made first.
-
-    An endpoint is given up if no call is answered for `outage_s`. For an endpoint that in this run has never replied,
-    said that it is busy, or asked to wait, the time is `silent_s`.
+    attempts: the most failures of an item that count as attempts, the first included.
+    resamples: the most unusable replies of an item, the first included.
+    same_failures: the number of calls with the same error after which an item that is at fault has failed permanently.
+        After a transient error, all `attempts` are made first.
+    first_wait_s: the wait after the first failure; it doubles with each further failure.
+    longest_wait_s: the longest wait between two attempts.
+    silent_s: the time without an answered call after which a *silent* endpoint is given up. Such an endpoint has not
+        replied in this run, nor said that it is busy, nor asked to wait. An item is also retried for this time if too
+        few other items show who is at fault.
+    outage_s: the same time for any other endpoint.
     """
 
     attempts: int = 6
@@ -69,9 +77,16 @@ class RetryPolicy:
 
 @dataclass(slots=True)
 class RetryState:
-    """The failures of one item so far. `n` is the number of attempts begun, `counted` the failures that count as
-    attempts, `resampled` the unusable replies. `since` is the time of the first failure, `wait_s` the seconds to wait
-    before the next attempt."""
+    """The failures of one item so far.
+
+    n: the number of attempts begun.
+    counted: the number of failures that count as attempts.
+    resampled: the number of unusable replies.
+    since: the time of the first failure; None before it.
+    last_unusable: the error of the last unusable reply; None before it.
+    errors: how often each error occurred, by kind and message.
+    wait_s: the seconds to wait before the next attempt.
+    """
 
     n: int = 0
     counted: int = 0  # failures that count as attempts
@@ -84,11 +99,16 @@ class RetryState:
     def verdict(
         self, error: CallError, blame: Blame, policy: RetryPolicy, now: float, jitter: float, too_few: bool = False
     ) -> Verdict:
-        """Record a failure and return what happens to the item: whether it is retried, has failed permanently, or stays
-        pending (see `Verdict`). If it is retried, `wait_s` is set.
+        """Record a failure and return what happens to the item. If the item is retried, set `wait_s`.
 
-        `blame` says who is at fault; `too_few`: there are too few other items to find out. `now` is in seconds of any
-        clock.
+        The verdict is "again" (retried in this run), "later" (pending until the next run), "failed" (permanently), or
+        "refused" (pending; the endpoint gets no more calls in this run).
+
+        blame: who is at fault for the failure.
+        policy: how often and how long to retry.
+        now: the time, in seconds of any clock.
+        jitter: a random number in [0, 1), for the wait.
+        too_few: True if there are too few other items to find out who is at fault.
         """
         self.wait_s = 0.0
         self.since = now if self.since is None else self.since

@@ -22,9 +22,12 @@ HUNG_CALLS = 3
 class VllmChat:
     """Client for a model served at one or several URLs.
 
-    `urls` without a path get `/v1`. `timeout_s` is the most seconds that a whole call may take, from connecting to the
-    last byte; `limit` is the most calls in flight over all servers (0: no limit). `clock` returns the time in seconds,
-    by default the event loop's.
+    urls: the servers' URLs; a URL without a path gets `/v1`.
+    model: the model's name in requests.
+    options: settings of every request.
+    timeout_s: the most seconds that a whole call may take, from connecting to the last byte.
+    limit: the most calls in flight over all servers; 0 for no limit.
+    clock: returns the time in seconds; None for the event loop's clock.
     """
 
     def __init__(
@@ -136,8 +139,15 @@ class VllmChat:
 
 @dataclass(slots=True, eq=False)
 class _Server:
-    """One server and its state. `failures` is the number of its backoffs since its last usable reply, `timeouts` the
-    number of calls that timed out since its last response. Times are in seconds by the client's clock."""
+    """One server and its state. Times are in seconds by the client's clock.
+
+    proxy: the URL of the proxy for calls to the server; None without a proxy.
+    in_flight: the number of calls in flight.
+    failures: the number of the server's backoffs since its last usable reply.
+    timeouts: the number of calls that timed out since the server's last response.
+    last_response: the time of the last response, even of an error; -inf before the first.
+    backoff_until: the time when the current backoff ends, or the last one ended; -inf before the first.
+    """
 
     url: str
     proxy: str | None = None
