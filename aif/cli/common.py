@@ -1,4 +1,4 @@
-"""What several commands need: common arguments, loading a pipeline, and quoting a command for the user to copy."""
+"""Arguments that several commands share (`--set`, `--yes`), loading a pipeline file, quoting a command to copy."""
 
 import re
 import shlex

@@ -46,9 +46,11 @@ err = SafeConsole(stderr=True, highlight=False)
 
 
 def print_text(console: Console, text: str, style: str = "", *, label: str = "", verbatim: bool = False) -> None:
-    """Print `label` and `text` without markup. `style` applies to the label, or to the text if there is no label.
+    """Print `label` and `text` without markup. A closed terminal or pipe raises no error.
 
-    In a terminal, long lines are wrapped unless the text is `verbatim`. A closed terminal or pipe raises no error.
+    style: rich style of the label, or of the text if there is no label.
+    label: printed before the text; continuation lines of the text are indented by its width.
+    verbatim: don't wrap long lines in a terminal.
     """
     from aif.core.formatting import escape_controls
 

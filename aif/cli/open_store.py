@@ -1,6 +1,8 @@
-"""Open a pipeline's store for a command: to read it (`open_store`), or to update and write it (`with_prepared_store`).
+"""Open a pipeline's store for a command.
 
-`open_or_print_running` reads it too, but if another process holds the store, it prints the state of that process.
+- `open_store` opens it to read.
+- `open_or_print_running` opens it to read, or prints the state of the process that holds the store.
+- `with_prepared_store` updates the store to the current pipeline and opens it to write.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,10 +31,13 @@ AnyReader = TypeVar("AnyReader", bound="Reader")
 def open_store(
     kind: "type[AnyReader]", pipeline: "Pipeline", file: Path, sets: list[str] | None
 ) -> "Iterator[AnyReader]":
-    """Open a pipeline's store to read, and yield a reader of the class `kind`.
+    """Open a pipeline's store to read, and yield a reader of the store.
 
-    Raises BadInput if there is no store, StoreLocked if another process holds it, StoreDamaged if it is damaged. `file`
-    and `sets` are the pipeline file and overrides, for the commands in messages.
+    kind: the class of the reader.
+    file: the pipeline file, for the commands in messages.
+    sets: values of `--set`, for the commands in messages.
+
+    Raises BadInput if there is no store, StoreLocked if another process holds it, StoreDamaged if it is damaged.
     """
     from aif.store.paths import StorePaths
 
@@ -55,11 +60,13 @@ def open_or_print_running(
     sets: list[str] | None,
     print_running: "Callable[[Console, RunningProcess], None]",
 ) -> "Iterator[Reader | None]":
-    """Yield a reader of the store. If another process holds the store, call `print_running` with the console and that
-    process instead, and yield None.
+    """Yield a reader of the store; None if another process holds the store.
 
-    Prints a message if the store has no prompts, or was last updated with another version of the pipeline. `file` and
-    `sets` are the pipeline file and overrides, for the commands in messages.
+    file: the pipeline file, for the commands in messages.
+    sets: values of `--set`, for the commands in messages.
+    print_running: called with the console and the process that holds the store, if there is such a process.
+
+    Prints a message if the store has no prompts, or was last updated with another version of the pipeline.
     """
     from aif.cli.running import running_process
 

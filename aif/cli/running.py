@@ -13,10 +13,12 @@ SILENT_S = 10 * FILE_EVERY_S  # a run that wrote nothing for longer is reported 
 
 @dataclass(frozen=True, slots=True)
 class RunningProcess:
-    """The process that holds a store's lock. `holder` is a sentence that describes it.
+    """The process that holds a store's lock, and the progress of its run.
 
-    `snapshot` is the progress it last wrote, None if it calls no model now. `silent_s` is the age of that progress in
-    seconds if it is so old that the process may hang, else None.
+    store: path of the store.
+    holder: a text that describes the process, such as "held by process 12 on gpu-1 since 09:30 (aif run)".
+    snapshot: the progress that the process last wrote; None if it calls no model now.
+    silent_s: age of `snapshot` in seconds if it is so old that the process may hang, else None.
     """
 
     store: Path

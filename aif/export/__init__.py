@@ -1,5 +1,6 @@
-"""Datasets: their formats, data files and card, and their publication on the Hub.
+"""Write a dataset of pairs or completions to a folder, and publish it on the Hub. Calls no model.
 
-A format's rows and columns are in `formats` and `ultrafeedback`; `dataset` writes an export, `publish` sends it.
-An export folder is written completely or not at all. Calls no model.
+- `formats` and `ultrafeedback`: the columns and rows of each format, such as `trl`.
+- `dataset`: writes a folder with data files, card and run.json. The folder is written completely or not at all.
+- `publish`: uploads that folder to the Hub.
 """

@@ -1,6 +1,7 @@
-"""Write a folder atomically: write it under a temporary name beside its destination, sync it, and rename it.
+"""Replace a folder atomically, so that a folder under its final name is always complete.
 
-An existing folder is replaced only if its run.json says that it is an export of aif.
+The new folder is written beside the old folder, under a temporary name. Then it is synced to disk and renamed. An old
+folder is replaced only if it is empty or an export of aif, as its run.json says.
 """
 
 import os

@@ -1,7 +1,7 @@
 """The dataset card, README.md on the Hub: what a dataset contains, how it is made and what it cost.
 
-Times and spend are in one section, between two HTML comments (MARKS). All else depends on the store and the pipeline
-alone. The card has no host, full path or key: it shows the name and model of an endpoint, and the last part of a path.
+Times and spend are in one section, between two HTML comments (MARKS). The other sections depend on the store and the
+pipeline alone. An endpoint is shown by name and model, without its host or key. Of a path, the last part is shown.
 """
 
 import re
@@ -64,20 +64,29 @@ MARKS = ("<!-- run:begin -->", "<!-- run:end -->")
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """The values that a card shows. `rows` (counts) and `files` (paths) are by config and split.
+    """The values that a card shows.
 
-    - `prompt_counts`, `balance`: counts of rows and prompts; of completions and judgements
-    - `sources`: (name, number of prompts, number of pairs), largest first
-    - `chosen`, `rejected`: the scores of each pair's chosen and rejected completion
-    - `leaderboard`, `agreement`, `spend`: rows of the store's views leaderboard, score_agreement and spend
-    - `disputed`: the number of pairs in which at least one judge prefers the rejected completion
-    - `sample`: a row of the default config
-    - `made`, `calls`: the time of the export; the times of the first and last call
-    - `labels`: counts for the config `kto`, None without it
-    - `apart`: the number of prompts for each judge that rated completions one at a time, since all of them together
-      exceed its context window
-    - `marks`: counts of completions whose reasoning may not have been removed correctly, and of prompts with a
-      reasoning tag
+    pipeline, rubric: as loaded from the pipeline file.
+    rows: number of rows by config (such as "trl") and split.
+    files: path of the data file by config and split.
+    prompt_counts: number of rows read and of prompts, by outcome.
+    balance: number of completions and judgements wanted, answered, failed and pending.
+    sources: (name, number of prompts, number of pairs) of each source, most prompts first.
+    chosen: score of the chosen completion of each pair.
+    rejected: score of the rejected completion of each pair.
+    leaderboard: a row for each model, with its mean scores, best first.
+    agreement: a row for every two judges, with the difference and correlation of their scores.
+    disputed: number of pairs in which at least one judge prefers the rejected completion.
+    spend: a row for each model and judge, with its calls, tokens and USD.
+    sample: a row of the default config.
+    version: version of aif.
+    made: time of the export.
+    calls: when the first and the last call started; None before any call.
+    labels: number of completions with each label of the config `kto`, and without a label; None without that config.
+    apart: by judge, number of prompts whose completions were rated one at a time. All of them together exceed the
+        judge's context window.
+    marks: number of completions whose reasoning may not have been removed correctly, and of prompts with a reasoning
+        tag.
     """
 
     pipeline: Pipeline
@@ -364,8 +373,8 @@ def _margin_statistics(margins: Floats) -> dict[str, float]:
 
 
 def _total_spend(spend: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the sums of calls, tokens and USD over all endpoints, by column of the view `spend`. `usd` is None if no
-    endpoint has a known price."""
+    """Return the sums over all endpoints: `calls`, `input_tokens`, `usd` and so on. `usd` is None if no endpoint has a
+    known price."""
     priced = [row["usd"] for row in spend if row["usd"] is not None]
     names = ("calls", "answered", "input_tokens", "cached_tokens", "output_tokens", "unknown", "unpriced")
     return {name: sum(row.get(name) or 0 for row in spend) for name in names} | {"usd": sum(priced) if priced else None}

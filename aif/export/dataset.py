@@ -1,7 +1,10 @@
-"""Write an export: a folder with Parquet files in the trainers' formats, a train/test split, a card and run.json.
+"""Write an export: a folder with Parquet files in the trainers' formats, a card and run.json. Calls no model.
 
-The folder is replaced atomically, and every row is read back and checked. Data files depend on the store and the
-pipeline alone, byte for byte; times and spend are in run.json and in one section of the card. Calls no model.
+- Rows are split into train and test.
+- Every row is read back and checked.
+- The folder is replaced atomically: an older export stays until the new one is complete.
+- Data files depend on the store and the pipeline alone, byte for byte.
+- Times and spend are in run.json and in one section of the card.
 """
 
 import shlex
@@ -48,9 +51,12 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """A written export: its folder, the number of rows by config and split, and the number of prompts by outcome.
+    """A written export.
 
-    If the dataset is less complete than `export.completeness`, `shortfall` are lines that say what is missing.
+    path: its folder.
+    rows: number of rows by config (such as "trl") and split.
+    prompt_counts: number of rows read and of prompts, by outcome.
+    shortfall: lines that say what is missing, if the dataset is less complete than `export.completeness`; else empty.
     """
 
     path: Path
@@ -69,10 +75,13 @@ def export(
 ) -> ExportResult:
     """Make pairs and write the pipeline's formats to the folder `out`, in place of an older export.
 
-    A format without rows is left out and reported by `tell`. Raises Incomplete if the dataset is less complete than
-    `export.completeness` and `export.incomplete` is `refuse`. Raises BadInput if there are no rows, if `out` holds
-    something else than an export, or if `test_size` leaves no prompt to train on. A failed export leaves its partial
-    folder, `.<out>.aif-partial`, until the next export, unless the disk is full.
+    tell: prints a line for the user, such as which format is left out because it has no rows.
+    now: returns the time of the export.
+
+    Raises Incomplete if the dataset is less complete than `export.completeness` and `export.incomplete` is `refuse`.
+    Raises BadInput if there are no rows, if `out` holds something else than an export, or if `test_size` leaves no
+    prompt to train on. A failed export leaves its partial folder, `.<out>.aif-partial`, until the next export, unless
+    the disk is full.
     """
     out = out.resolve()
     check_destination(out)
@@ -184,8 +193,8 @@ def _split(
 ) -> Parts:
     """Split the rows of each kind into train and test. Return them by kind and part; an empty test part is left out.
 
-    A prompt is in test if its number by `_split_numbers` is below the test share. The number depends on the prompt's id
-    alone, so a prompt is in the same part in every format. Raises BadInput if a train part is empty.
+    A prompt's *number* (0 to 1) is a hash of its id. Prompts whose number is below the test share are in test. So a
+    prompt is in the same part in every format. Raises BadInput if a train part is empty.
     """
     numbers = _split_numbers(by_kind[row_kind(default_config(formats))].index)
     share = _test_share(pipeline, journaled, reader, numbers, tell)
@@ -231,11 +240,13 @@ def _tell_test_size(pipeline: Pipeline, test: int, prompts: int, tell: Tell) -> 
 def _test_share(
     pipeline: Pipeline, journaled: JournaledStore, reader: ResultReader, numbers: Mapping[str, float], tell: Tell
 ) -> float:
-    """Return the share of prompts in the test split, 0 to 1. `numbers` is `_split_numbers` for the default config.
+    """Return the share of prompts in the test split, 0 to 1. `numbers` are the prompts of the default config, each with
+    a hash of its id from 0 to 1.
 
-    If `test_size` is a count, the first export chooses the share that puts this count of prompts into test, out of the
-    prompts in `numbers` and the pending ones together. It records the share in the journal for later exports, so that
-    no prompt moves from test to train. Raises BadInput if there are too few prompts.
+    If `test_size` is a share, it is returned. If it is a count, the first export with this count chooses the share:
+    with it, this count of prompts is in test, out of the prompts in `numbers` and the pending prompts. The share is
+    recorded in the journal. Later exports use the recorded share, so no prompt moves from test to train. Raises
+    BadInput if there are too few prompts.
     """
     asked = pipeline.export.test_size
     if isinstance(asked, float) or asked == 0:
@@ -276,8 +287,13 @@ def _describe(
 ) -> None:
     """Write the files that describe an export to `folder`: README.md (the card), pipeline.yaml and run.json.
 
-    `rows` (counts) and `files` (paths) are by config and split. `paired` are the pairs, `labels` counts for the format
-    `kto`, None without it. `made` is the time of the export.
+    rows: number of rows by config and split.
+    files: path of the data file by config and split.
+    prompt_counts: number of rows read and of prompts, by outcome.
+    balance: number of completions and judgements wanted, answered, failed and pending.
+    paired: the pairs: keys and scores, without texts.
+    labels: number of completions with each label of the format `kto`, and without a label; None without that format.
+    made: time of the export.
     """
     spend = reader.spend()
     calls = reader.call_period()

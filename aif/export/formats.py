@@ -1,13 +1,20 @@
 """The export formats: the columns of each, how its rows are made from pairs and completions, and its splits. Pure.
 
-`trl` is for TRL's DPOTrainer, `reward` for its RewardTrainer, `kto` for its KTOTrainer, `sft` for its SFTTrainer. `h4`
-has the columns and splits of ultrafeedback_binarized, which DPOTrainer can't read without conversion. `ultrafeedback`
-(ultrafeedback.py) has all completions with their ratings. Prompts are exported without the principle that a model was
-given, since each completion of a prompt may have had another.
+- `trl`: pairs, for TRL's DPOTrainer.
+- `h4`: pairs, in the columns and splits of ultrafeedback_binarized. DPOTrainer can't read it without conversion.
+- `reward`: pairs, for TRL's RewardTrainer.
+- `kto`: completions with a label, for TRL's KTOTrainer.
+- `sft`: each prompt's best completion, for TRL's SFTTrainer.
+- `ultrafeedback` (ultrafeedback.py): prompts with all completions and their ratings.
 
-To add a column to `trl`: add it to `_TRL_SCHEMA` and `_trl` here, to data/schemas/trl.schema.json (every row is checked
-against it), and to the table in docs/formats.md (a test compares them). If `Pair` lacks the value, add it to
-`Pair` and `pairs_with_texts` in store/result_queries.py.
+Prompts are exported without the principle (system prompt) that a model was given. Each completion of a prompt may have
+had another principle.
+
+To add a column to `trl`:
+- Add it to `_TRL_SCHEMA` and `_trl` here.
+- Add it to data/schemas/trl.schema.json. Every row is checked against this file.
+- Add it to the table in docs/formats.md. A test compares the table with the columns.
+- If `Pair` lacks the value, add it to `Pair` and `pairs_with_texts` in store/result_queries.py.
 """
 
 import re
@@ -29,7 +36,7 @@ PARTS: tuple[Part, ...] = ("train", "test")
 
 
 def _pair_values(pair: Pair) -> Row:
-    """Return the values of the columns that pair formats share (`_PAIR_COLUMNS`)."""
+    """Return the columns that `trl` and `reward` share: the prompt's id and source, both scores, and both models."""
     return {
         "prompt_id": pair.prompt_id,
         "source": pair.source,
@@ -120,7 +127,7 @@ def _h4_gen_faults(row: Row) -> Iterator[str]:
 
 
 def _completion_values(completed: ScoredCompletion) -> Row:
-    """Return the values of the columns that completion formats share (`_COMPLETION_COLUMNS`)."""
+    """Return the columns that `kto` and `sft` share: the prompt's id and source, the model, and the score."""
     return {
         "prompt_id": completed.prompt_id,
         "source": completed.source,

@@ -28,7 +28,12 @@ RERUN = "run the same command again: it compares again, and resumes"
 
 @dataclass(frozen=True, slots=True)
 class HubDataset:
-    """A dataset on the Hub: its newest commit (`head`), whether it is public, and its files by path."""
+    """A dataset on the Hub.
+
+    head: hash of its newest commit.
+    public: whether everyone can see it.
+    files: its files by path.
+    """
 
     head: str
     public: bool

@@ -1,4 +1,4 @@
-"""A layout: the columns of a data file, the function that makes its rows, and the checks on a row."""
+"""A layout describes one kind of data file: its columns, the function that makes a row, and the checks on a row."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,11 +22,14 @@ TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The columns (`schema`) of a data file, and the function `row` that makes a row.
+    """One kind of data file.
 
-    `kind` says what `row` takes: a Pair ("pairs"), a ScoredCompletion ("best", "labels") or an AnnotatedPrompt
-    ("prompts"). A row is checked by the JSON Schema `data/schemas/<name>.schema.json`, and by `faults`, which yields
-    the faults that a JSON Schema can't express, such as relations between columns.
+    name: names the JSON Schema `data/schemas/<name>.schema.json`, which every row must fit.
+    kind: what a row is made from: a Pair ("pairs"), a ScoredCompletion ("best", "labels") or an AnnotatedPrompt
+        ("prompts").
+    schema: the columns.
+    row: makes a row from a value of this kind.
+    faults: yields the faults of a row that a JSON Schema can't express, such as relations between columns.
     """
 
     name: str

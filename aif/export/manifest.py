@@ -21,10 +21,16 @@ MARKER = (
 
 
 class Manifest(BaseModel):
-    """The content of run.json. `rows` (counts) and `files` (paths) are by config and split.
+    """The content of run.json.
 
-    `state` is a digest of the store at the time of the export (`store_state`). `digest` is a digest of all other keys
-    of run.json.
+    rows: number of rows by config (such as "trl") and split.
+    files: path of the data file by config and split.
+    prompt_counts: number of rows read and of prompts, by outcome; the key `books` in run.json.
+    rubric: digest of the rubric.
+    state: digest of the store's content at the time of the export. Another digest now means that the export is out of
+        date.
+    pipeline_yaml: text of the pipeline file as published.
+    digest: digest of all other keys of run.json. Another digest now means that run.json was edited.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -77,10 +83,12 @@ def with_digest(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def store_state(reader: Reader, prompt_counts: PromptCounts, paired: pa.Table) -> str:
-    """Return a digest of the store that changes whenever the data files of an export would.
+    """Return a digest of the store that changes whenever the data files of an export would. It covers:
 
-    It covers the sources and the plan, the number of source rows for each outcome (selected, or a reason why left out),
-    the number of calls, the ratings, the pairs (`paired`), and the number of prompts for each outcome.
+    - the sources and the plan;
+    - the number of source rows for each outcome (selected, or a reason why left out);
+    - the number of calls and of judgements, and the ratings;
+    - the pairs (`paired`), and the number of prompts for each outcome (such as paired).
     """
     head = orjson.dumps(
         [reader.get_mark("plan"), *reader.replies_digest(), prompt_counts.intake, prompt_counts.outcomes],

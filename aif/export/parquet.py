@@ -24,9 +24,10 @@ Parts = Mapping[RowKind, Mapping[Part, pa.Table]]
 class DatasetRows:
     """The rows to export, all made from one kind of element: pairs, completions or prompts.
 
-    `index` is a table with `prompt_id`, but no texts, and a row for each element. `fetch` takes a part of `index` and a
-    batch size, and yields lists of the elements with their texts. `batch` is the batch size to pass to `fetch`.
-    `left_out` is the number of completions that get no row, for each reason.
+    index: a table with a row for each element: its `prompt_id` and other columns, but no texts.
+    fetch: takes a part of `index` and a batch size, and yields lists of elements with their texts.
+    batch: the batch size to pass to `fetch`.
+    left_out: number of completions that get no row, by reason.
     """
 
     index: pa.Table
@@ -40,8 +41,12 @@ def write_files(
 ) -> dict[str, dict[str, int]]:
     """Write all data files of the formats to `folder`. Return the number of rows by config and split.
 
-    `parts` says which rows go to train and to test; `by_kind` fetches their texts. Rows are ordered by prompt id, a
-    hash. So any part of a file has rows of all sources, and new rows don't reorder the others.
+    formats: names of the formats, such as "trl".
+    by_kind: the rows to export, by what a row is made from, such as "pairs".
+    parts: which of these rows go to train and which to test.
+
+    Rows are ordered by prompt id, a hash. So any part of a file has rows of all sources, and new rows don't reorder the
+    others.
     """
     rows = {
         config: {

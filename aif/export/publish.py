@@ -1,7 +1,8 @@
-"""Publish an export on the Hub in one commit: compare its files with those on the Hub, then send what differs.
+"""Publish an export on the Hub in one commit. Nothing else in aif writes to the Hub.
 
-A commit is atomic, so after an interruption the same command resumes; it sends nothing if nothing has changed.
-Nothing else in aif writes to the Hub.
+- The export's files are compared with the files on the Hub.
+- Files that differ are sent. If all are the same, nothing is sent.
+- A commit is atomic, so the same command resumes after an interruption.
 """
 
 import os
@@ -43,7 +44,12 @@ Change = Literal["added", "changed", "unchanged", "removed"]
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """A file of the dataset, its size in bytes, and how publishing changes it on the Hub."""
+    """A file of the dataset, and how publishing changes it on the Hub.
+
+    path: relative to the dataset's folder.
+    size: in bytes.
+    change: "added", "changed", "unchanged" or "removed".
+    """
 
     path: str
     size: int
@@ -52,9 +58,12 @@ class FileChange:
 
 @dataclass(frozen=True, slots=True)
 class LoadedExport:
-    """An export read from its folder: its run.json, and the content of its metadata files by path.
+    """An export read from its folder before the user confirms.
 
-    It is read before the user confirms, and this content is sent even if another export replaces the folder meanwhile.
+    run: its run.json.
+    texts: content of README.md, pipeline.yaml and run.json, by path. This content is sent, even if another export
+        replaces the folder meanwhile.
+
     Data files are read when they are sent, and checked by the digest in their names.
     """
 
@@ -66,9 +75,16 @@ class LoadedExport:
 class PublishPlan:
     """The changes that publishing an export would make on the Hub.
 
-    `head` is the dataset's commit on the Hub that the export was compared with, None if the dataset is new. `texts` are
-    the metadata files by path. `replaced_pipeline` is the name of the pipeline whose export is on the Hub now.
-    `restricted` names the pipeline's sources on the Hub that are private or gated, each with the reason.
+    folder: the exported folder.
+    run: its run.json.
+    repo: the dataset on the Hub, as ORG/NAME.
+    public: whether the dataset is to be public.
+    head: commit on the Hub that the export was compared with; None if the dataset is new.
+    files: every file of the export, and every file to remove.
+    texts: content of README.md, pipeline.yaml and run.json, by path.
+    replaced_pipeline: name of the pipeline whose export is on the Hub now; None if there is no export.
+    restricted: the pipeline's sources on the Hub that are private or gated, each with the reason; empty unless
+        `public`.
     """
 
     pipeline: Pipeline
@@ -158,7 +174,7 @@ def plan_publish(pipeline: Pipeline, folder: Path, loaded: LoadedExport, repo: s
     """Compare an export with the dataset `repo` on the Hub, and return the changes to make there. Sends nothing.
 
     Raises BadInput if the dataset exists and is neither empty nor an export of aif, or if its visibility differs from
-    `public`. Raises the errors of `hub.hub_client` as well.
+    `public`. Raises ProviderRefused if the Hub refuses the token, BadInput for all other errors of the Hub.
     """
     run, texts, former, replaced_pipeline = loaded.run, loaded.texts, set[str](), None
     with hub.hub_client(repo) as api:
@@ -243,8 +259,12 @@ def _is_blank(card: bytes) -> bool:
 def send_plan(plan: PublishPlan, tell: Callable[[str], None], bars: bool = False) -> str:
     """Create the dataset if it is new, and commit all changes of the plan at once. Return the commit's hash.
 
-    The Hub refuses the commit if the dataset has changed since the plan was made. `tell` prints a line; `bars` shows
-    progress bars. Raises BadInput if a data file or the dataset isn't as planned, and the errors of `hub.hub_client`.
+    tell: prints a line.
+    bars: whether to show progress bars.
+
+    The Hub refuses the commit if the dataset has changed since the plan was made. Raises BadInput if a data file or the
+    dataset isn't as planned. Raises ProviderRefused if the Hub refuses the token, BadInput for all other errors of the
+    Hub.
     """
     if not bars:
         disable_progress_bars()

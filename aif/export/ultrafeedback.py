@@ -1,9 +1,11 @@
 """The `ultrafeedback` format: a row is a prompt with all its completions, ratings and judgements. Pure.
 
-The layout is openbmb/UltraFeedback's (arXiv:2310.01377), with more columns: whether a completion is missing or
-truncated, whether a rating is missing, and which judge gave it. openbmb's `annotations` is a struct with a field for
-each aspect; here it is a list with an entry for each judge and aspect, so that it fits all rubrics and any number of
-judges. A rating is a number or null, never a text such as "N/A".
+The layout is openbmb/UltraFeedback's (arXiv:2310.01377), with these differences:
+
+- More columns: whether a completion is missing or truncated, whether a rating is missing, and which judge gave it.
+- `annotations` is a list with an entry for each judge and aspect, so that it fits every rubric. In openbmb's dataset,
+  it is a struct with a field for each aspect.
+- A rating is a number or null, never a text such as "N/A".
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +25,12 @@ NOT_ASKED = "not_asked"  # a `reason`, beside the kinds of failure
 
 @dataclass(frozen=True, slots=True)
 class AnnotatedPrompt:
-    """A prompt with its completions and judgements (`whole`), the names of the aspects by request, and the principles
-    (system prompts given to models) by digest."""
+    """A prompt with everything that its row shows.
+
+    whole: the prompt with its completions and judgements.
+    aspects: names of the aspects that each request of the rubric asks for, by the request's name.
+    principles: system prompts given to models, by digest.
+    """
 
     whole: PromptResult
     aspects: Mapping[str, Sequence[str]]

@@ -38,9 +38,13 @@ _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")  # gated m
 
 @dataclass(frozen=True, slots=True)
 class LaunchedEndpoint:
-    """A model or judge whose entry (in the pipeline file) has `launch`, so that aif starts its servers.
+    """A model or judge whose entry in the pipeline file has `launch`, so that aif starts its servers.
 
-    `model` is a folder's absolute path or a name on the Hub; `python` is the interpreter that runs vLLM.
+    stage: "completion" for a model, "judgement" for a judge.
+    entry: the whole entry.
+    launch: the entry's `launch`.
+    model: a folder's absolute path, or a name on the Hub.
+    python: path of the interpreter that runs vLLM.
     """
 
     stage: Stage
@@ -157,10 +161,13 @@ def server_command(endpoint: LaunchedEndpoint, port: int) -> list[str]:
 def server_environment(
     endpoint: LaunchedEndpoint, environ: Mapping[str, str], secrets: Collection[str], gpus: Sequence[str] = CPU
 ) -> dict[str, str]:
-    """Return the environment for a server: `environ` without API keys, without telemetry, and with `gpus` visible.
+    """Return the environment for a server: aif's, without API keys, without telemetry, and with `gpus` visible.
 
-    `secrets` are names of more variables to leave out. HF_TOKEN stays, since gated models need it. Values in
-    `launch.env` win, so telemetry can be turned on there.
+    environ: aif's environment variables. HF_TOKEN stays, since gated models need it.
+    secrets: names of more variables to leave out.
+    gpus: ids of the GPUs that the server may use.
+
+    Values in `launch.env` win, so telemetry can be turned on there.
     """
     variables = {name: value for name, value in environ.items() if name in _HUB_TOKENS or not _is_secret(name, secrets)}
     variables["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] = "60"  # the default, 5 s, closes connections in use on busy cores

@@ -2,12 +2,15 @@
 
     python -P download.py [--check | --files] MODEL REVISION
 
-An empty REVISION means the default revision. `--check` only tries to download the model's configuration; `--files`
-prints the commit and the files' digests as JSON. Other output is for the user: what is downloaded; the last line says
-why it failed. Exit code 0, or 1 for a failure.
+- REVISION may be empty, for the default revision.
+- `--check` only tries to download the model's configuration.
+- `--files` prints the commit and the files' digests as JSON.
 
-It is a process of its own so that it has the server's environment (HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE) and
-can be killed at any moment; the next download continues with the files that are there.
+Other lines of output are for the user: what is downloaded. If the program fails, the last line says why, and the exit
+code is 1, else 0.
+
+It is a program of its own for two reasons. It gets the server's environment (HF_TOKEN, HF_HOME, HF_ENDPOINT,
+HF_HUB_OFFLINE). And it can be killed at any moment; the next download continues with the files that are there.
 """
 
 import json

@@ -1,8 +1,12 @@
-"""Start, watch, restart and stop the vLLM servers of a run. A shift is a set of servers that run at the same time.
+"""Start, watch, restart and stop the vLLM servers of a run.
 
-Each server runs under a guard (guard.py), which ends it when aif dies. The servers of an endpoint (a model or judge)
-run from the start of their shift until the endpoint has no more calls to make. The endpoint's client gets the URLs of
-the servers that are ready. A server that fails affects only its own endpoint.
+A *shift* is a set of servers that run at the same time. An *endpoint* is a model or judge; it may have several servers.
+
+- Shifts run one after the other.
+- An endpoint's servers start once a call of their shift waits. They stop once the endpoint has no more calls to make.
+- The endpoint's client gets the URLs of the servers that are ready.
+- A server that fails affects only its own endpoint.
+- Each server runs under a guard (guard.py), a process that ends the server when aif dies.
 """
 
 import asyncio
@@ -67,10 +71,14 @@ _OTHER_FILES = "its model's files have changed since the run was planned; `aif r
 class Timings:
     """Intervals for watching and restarting servers, in seconds.
 
-    A starting server is checked every `poll_s`, a running one every `check_s`. A running one that fails all checks for
-    `hung_s` is ended. A server that fails after it was ready is restarted, first after `restart_after_s[0]` seconds,
-    next after `[1]`, and so on; if it fails after the last of these restarts, it is given up. A server that ran for
-    `steady_s` before it failed gets all these restarts again.
+    poll_s: between two health checks of a starting server.
+    check_s: between two health checks of a running server.
+    hung_s: a running server that fails all health checks for this long is ended.
+    restart_after_s: wait before the first, second, ... restart of a server that failed after it was ready. A server
+        that fails after the last restart is given up.
+    steady_s: a server that ran this long before it failed gets all restarts again.
+
+    A running server whose calls all time out is ended as well.
     """
 
     poll_s: float = 0.5
@@ -84,9 +92,13 @@ class Timings:
 class Fleet:
     """All vLLM servers of one run, for the endpoints (models and judges) that have work.
 
-    `launched` are the endpoints whose servers aif starts; `endpoints` are all endpoints of the run. `shifts` are the
-    sets of servers that run at the same time, in the order to run them. `logs` is the folder of the servers' logs;
-    `tell` prints a line for the user; `environ` are aif's environment variables, from which each server's are made.
+    launched: the endpoints whose servers aif starts.
+    endpoints: all endpoints of the run.
+    shifts: sets of servers that run at the same time, in the order to run them.
+    logs: folder of the servers' logs.
+    tell: prints a line for the user.
+    environ: aif's environment variables. A server gets a copy without API keys.
+    timings: how often to check, and when to restart.
     """
 
     pipeline: Pipeline
@@ -319,8 +331,13 @@ class ServerNotReady(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Server:
-    """A server process, its port and its log. `log_start` is the offset, in bytes, at which its own output begins in
-    the log."""
+    """A server process.
+
+    process: its guard, the process that runs it.
+    port: where it listens, on 127.0.0.1.
+    log: path of its log, which earlier servers may have written too.
+    log_start: offset in the log, in bytes, at which its own output begins.
+    """
 
     process: Process
     port: int

@@ -1,12 +1,17 @@
 """The guard: a process that runs a server and ends it with all its child processes if aif dies, even by kill -9.
 
-Run by path as `python -I -S guard.py GRACE_SECONDS COMMAND…`, so that no PYTHONPATH and no module of aif can affect it;
-standard library only. Its stdin is a pipe that aif holds open; the pipe closes when aif ends, crashes or is killed. The
-guard ends everything that the command started, by SIGTERM, and after the grace period by SIGKILL. It does so when the
-pipe closes, on SIGTERM, SIGINT or SIGHUP, and when the command ends by itself. Its exit code is the command's, as a
-shell reports it (128 + signal).
+It is run by path as `python -I -S guard.py GRACE_SECONDS COMMAND…` and uses the standard library only. So no PYTHONPATH
+and no module of aif can affect it.
 
-vLLM needs this: its engine and worker processes survive the server when it is killed. Four things reach them:
+The guard ends all processes of the command in three cases:
+- its stdin closes. Stdin is a pipe that aif holds open; it closes when aif ends, crashes or is killed;
+- it gets SIGTERM, SIGINT or SIGHUP;
+- the command ends by itself.
+
+It sends SIGTERM, and after the grace period SIGKILL. Its exit code is the command's, as a shell reports it (128 +
+signal).
+
+vLLM's engine and worker processes survive a killed server. The guard reaches them in four ways:
 - the command's process group, which vLLM's processes stay in;
 - on Linux the guard is a child subreaper: a process that leaves the group and loses its parent becomes the guard's
   child, and is found in /proc. On other systems only the group is signalled;
@@ -100,9 +105,11 @@ def _start_witness(group: int) -> tuple[int, int]:
 def _end_all(group: int, witness: tuple[int, int], ended: dict[int, int], grace_s: float) -> None:
     """End all processes of the command, by SIGTERM, and after `grace_s` seconds by SIGKILL. Then let the witness end.
 
-    `group` is the command's process group; `witness` is the witness's pid and the pipe to it; `ended` collects wait
-    statuses by pid (see `_reap`). If a process can't be ended, the function gives up LAST_S (20) seconds after it
-    begins to send SIGKILL.
+    group: id of the command's process group.
+    witness: the witness's pid, and the pipe to the witness.
+    ended: wait statuses of ended child processes, by pid. Statuses collected here are added.
+
+    If a process can't be ended, the function gives up LAST_S (20) seconds after it begins to send SIGKILL.
     """
     pid, writer = witness
     _signal_group(group, signal.SIGTERM)
@@ -117,8 +124,13 @@ def _end_all(group: int, witness: tuple[int, int], ended: dict[int, int], grace_
 
 
 def _all_ended(group: int, witness: int, ended: dict[int, int], deadline: float) -> bool:
-    """Wait until all processes of the command have ended. Return True then, or False at `deadline` (by time.monotonic).
-    `group` is their process group; the process `witness` isn't waited for."""
+    """Wait until all processes of the command have ended. Return True then, or False at the deadline.
+
+    group: id of the command's process group.
+    witness: pid of the witness, which isn't waited for.
+    ended: wait statuses of ended child processes, by pid. Statuses collected here are added.
+    deadline: by time.monotonic, in seconds.
+    """
     while True:
         _reap(ended)
         if not (_descendants() - {witness}) and not _signal_group(group, 0):

@@ -1,6 +1,7 @@
-"""Digests of the files that a launched server loads, with a cache, so that an unchanged file isn't read again.
+"""Digests of the files that a launched server loads.
 
-The cache is `aif/files.json` in the user's cache folder. It may be lost or damaged at any time: files are read again.
+Digests are cached, so that an unchanged file isn't read again. The cache is `aif/files.json` in the user's cache
+folder. If the cache is lost or damaged, all files are read again.
 """
 
 import errno
@@ -59,8 +60,12 @@ def file_digests(
     """Return the digest of each file, by the keys of `paths`. A file that hasn't changed since an earlier call isn't
     read again.
 
-    A digest is a file's sha256 or, if it is in the Hub's cache, its name there. `model` names the model in messages. To
-    stop the reading, set `cancelled` in another thread. Raises BadInput if stopped, or if a file can't be read.
+    model: name of the model, for messages.
+    tell: prints a line for the user.
+    cancelled: set it in another thread to stop the reading.
+
+    A digest is a file's sha256 or, if it is in the Hub's cache, its name there. Raises BadInput if stopped, or if a
+    file can't be read.
     """
     try:
         resolved = {key: path.resolve() for key, path in paths.items()}
@@ -126,8 +131,8 @@ def _cache_file() -> Path:
 
 
 def _read_cache() -> dict[str, list[Any]]:
-    """Return the cached rows by path: the values of `_stamp`, then the sha256. Empty if the cache is missing or
-    damaged."""
+    """Return the cached rows by path: the file's size, mtime and ctime, then its sha256. Empty if the cache is missing
+    or damaged."""
     try:
         content = orjson.loads(_cache_file().read_bytes())
     except (OSError, orjson.JSONDecodeError):
@@ -137,8 +142,8 @@ def _read_cache() -> dict[str, list[Any]]:
 
 
 def _write_cache(new: Mapping[str, list[Any]]) -> None:
-    """Add the rows `new` (see `_read_cache`) to the cache, and remove those of deleted files. Does nothing if the cache
-    can't be written.
+    """Add rows (a file's size, mtime, ctime and sha256, by path) to the cache, and remove those of deleted files. Does
+    nothing if the cache can't be written.
 
     If two processes write at the same time, the rows of one may be lost; their files are then read again.
     """

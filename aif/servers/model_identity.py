@@ -1,9 +1,13 @@
 """Give each launched model an identity that depends on its content, so that another checkpoint is another model.
 
-The content is the files and arguments that affect the output. The first content seen under a model's name has the name
-alone as its identity; any other content has the name and a digest. If the old files come back, so does the old
-identity. Each change is recorded in the journal (a record of kind `model`). So commands that call no model don't need
-the files.
+A model's *content* is the files and arguments that affect its output. A model's *identity* is its declared name and
+revision, with or without a digest of the content:
+
+- The first content seen under a name has no digest in its identity.
+- Any other content has a digest in its identity.
+- If earlier content comes back, its identity comes back too.
+
+Each change is recorded in the journal (a record of kind `model`). So commands that call no model don't need the files.
 """
 
 import os
@@ -66,11 +70,13 @@ _RUNTIME_OPTIONS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ModelChange:
-    """A launched model or judge that needs a new record: its content has changed, or it has no record yet.
+    """A launched model or judge whose content has changed, or that has no record in the journal yet.
 
-    The content is the digests of the model's files and the values of its arguments. `record` is to be written to the
-    journal before the model is called. `changes` describes the differences from the last record; it is empty if there
-    is no record yet.
+    stage: "completion" for a model, "judgement" for a judge.
+    entry: its entry in the pipeline file.
+    record: the new content (digests of files, values of arguments), to be written to the journal before the model is
+        called.
+    changes: the differences from the last record, as text; empty if there is no record yet.
     """
 
     stage: Stage
@@ -85,8 +91,10 @@ def identify_models(
     """Set the identity (`served`) of each launched model and judge. Return the changes to write to the journal before
     any call.
 
-    `past` are the journal's records of kind `model`. Commands that call models pass `tell`, which prints a line; other
-    commands leave it out. The identity comes from the first of these that is available:
+    past: the journal's records of kind `model`.
+    tell: prints a line for the user; None in commands that call no model.
+
+    The identity comes from the first of these that is available:
 
     - with `tell`: the current files;
     - the last record with the same declared model and arguments;
@@ -156,10 +164,10 @@ def loads_other_files(endpoint: LaunchedEndpoint, cancelled: Event) -> bool:
 def _current_content(
     pipeline: Pipeline, stage: Stage, entry: Model | Judge, recorded: Any, tell: Callable[[str], None] | None
 ) -> tuple[dict[str, str], str] | None:
-    """Return the content and the commit of a model or judge, as `_content` does; None if its files aren't available or
-    its settings can't work. The Hub is asked only if `tell` is given.
+    """Return the content of a model or judge (digests by file, values by argument), and its commit on the Hub. None if
+    its files aren't available or its settings can't work.
 
-    `recorded` is the last record of the same model and arguments, or None.
+    `recorded` is the last record of the same model and arguments, or None. The Hub is asked only if `tell` is given.
     """
     try:
         (endpoint,) = launched_endpoints(pipeline, [(stage, entry.name)])
@@ -177,9 +185,13 @@ def _content(
     """Return the content that identifies a model (digests by file, values by argument), and its commit on the Hub. None
     if neither the Hub nor its cache has the model.
 
-    The commit is empty for a local folder. `recorded` is the last record of the same model and arguments, or None. If
-    the commit is the recorded one, the recorded digests are used, since the cache may have fewer files than the Hub
-    lists. To stop the reading of files, set `cancelled` in another thread.
+    environ: environment variables for the program that asks the Hub.
+    recorded: the last record of the same model and arguments, or None. If the model's commit is still the recorded one,
+        the recorded digests are used. The cache may have fewer files than the Hub lists.
+    tell: prints a line for the user.
+    cancelled: set it in another thread to stop the reading of files.
+
+    The commit is empty for a local folder.
     """
     args, commit, digests = identity_arguments(endpoint.launch.args), "", dict[str, str]()
     named = [name for name, value in args.items() if os.path.isdir(value)]  # noqa: PTH112 - the value may be too long

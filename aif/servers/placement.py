@@ -1,8 +1,10 @@
 """Plan which servers run on which GPUs, and when. Pure.
 
-A shift is a set of servers that run at the same time. If all servers fit on the GPUs, there is one shift, and judging
-overlaps with completing. Else models come first, packed into shifts by first-fit (largest first), then judges in shifts
-of their own. An endpoint runs in one shift until all its calls are made, so a model's weights are loaded once.
+A *shift* is a set of servers that run at the same time.
+
+- If all servers fit on the GPUs, there is one shift. Judging then overlaps with completing.
+- Else shifts of models come first, then shifts of judges. Each is packed by first-fit, largest first.
+- An endpoint (a model or judge) runs in one shift until all its calls are made. So a model's weights are loaded once.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,10 +20,12 @@ EndpointKey = tuple[str, str]  # stage and name
 
 @dataclass(frozen=True, slots=True)
 class GpuRequest:
-    """What a launched model or judge asks for: `gpus` is the number of GPUs for each of its servers, `replicas` the
-    number of servers.
+    """What a launched model or judge asks for.
 
-    If `replicas` is None, it gets one server, and more on GPUs that would be idle.
+    stage: "completion" for a model, "judgement" for a judge.
+    name: its name in the pipeline file.
+    gpus: number of GPUs for each of its servers.
+    replicas: number of its servers. None asks for one server, and for more on GPUs that would be idle.
     """
 
     stage: Stage
@@ -41,7 +45,12 @@ class GpuRequest:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A server to start: the endpoint (by stage and name) that it serves, and the ids of the GPUs that it runs on."""
+    """A server to start, and where.
+
+    stage: "completion" if it serves a model, "judgement" if it serves a judge.
+    name: name of that model or judge in the pipeline file.
+    gpus: ids of the GPUs that it runs on.
+    """
 
     stage: Stage
     name: str

@@ -1,8 +1,9 @@
-"""Simulate the providers on a loopback server: models that write, judges that rate, and injected faults.
+"""Simulate the providers on a loopback server, for the quickstart and the tests. Replies have the real APIs' form.
 
-The quickstart and the tests use it; it answers as the real APIs do and knows nothing of a run. A model has a `quality`
-from 0 to 1, which decides how well its completions are written (completions.py). A judge sees only the texts that it
-is sent, never a quality: it estimates each text's quality and adds noise (judgements.py).
+- Models write completions. A model's *quality* (0 to 1) decides how well (completions.py).
+- Judges rate completions. A judge sees only the texts that it is sent, never a quality. It estimates the quality of
+  each text and adds noise (judgements.py).
+- Faults, such as an error status or a broken reply, are injected into a share of the calls (faults.py).
 """
 
 from aif.simulator.faults import Arrival, Fault, Faults, InjectedFault

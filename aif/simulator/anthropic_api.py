@@ -42,21 +42,25 @@ QUOTA = (400, "Your credit balance is too low to access the Anthropic API. Pleas
 
 
 def error(refused: RefusedError) -> dict[str, Any]:
-    """Return the JSON body of an error reply, in this API's form."""
+    """Return the JSON body of an Anthropic error reply, with the error's `type` and `message`."""
     kind = "invalid_request_error" if refused.status < 500 else "api_error"
     return {"type": "error", "error": {"type": _TYPES.get(refused.status, kind), "message": str(refused)}}
 
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """The part of a request before a cache breakpoint: its digest (model and output_config included) and its tokens."""
+    """The part of a request before a cache breakpoint.
+
+    digest: of the prefix, with the request's model and output_config.
+    tokens: number of tokens in the prefix.
+    """
 
     digest: str
     tokens: int
 
 
 class Messages:
-    """Answers the requests to /v1/messages. Its only state is the prompt cache; cached prefixes never expire."""
+    """Answers the requests to /v1/messages. Its only state is the prompt cache, whose entries never expire."""
 
     def __init__(self, models: SimulatedModels, max_model_len: int) -> None:
         self._models = models
@@ -113,8 +117,8 @@ def answer(models: SimulatedModels, request: ModelRequest, id: str, max_model_le
 def replace_text(
     reply: Mapping[str, Any], rewrite: Callable[[str], str], finish: Finish | None = None
 ) -> dict[str, Any]:
-    """Return the reply with its text replaced by `rewrite(text)`, and with the finish reason `finish` in this API's
-    words, if given."""
+    """Return the reply with its text replaced by `rewrite(text)`. `finish`, if given, is the new finish reason:
+    "length" becomes Anthropic's `stop_reason` "max_tokens"."""
     text = rewrite("".join(block["text"] for block in reply["content"]))
     reason = {"stop": "end_turn", "length": "max_tokens", None: reply["stop_reason"]}.get(finish, finish)
     return {**reply, "content": [{"type": "text", "text": text}] if text else [], "stop_reason": reason}

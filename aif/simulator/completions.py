@@ -1,7 +1,7 @@
-"""Completions of a simulated model: text about the subject of the prompt, written as well as the model's `quality`.
+"""Completions of a simulated model: texts about the prompt's subject, as good as the model's *quality* (0 to 1).
 
-Quality, from 0 to 1, shows in the text alone: how many of the prompt's phrases it covers, how specific and structured
-it is, and how much of it is filler, overclaiming, drift and repetition. Pure: the same arguments give the same text.
+Quality decides how many of the prompt's phrases a text covers, and how specific and structured it is. It also decides
+how much of the text is filler, overclaiming, drift and repetition. Pure: the same arguments give the same text.
 """
 
 import re

@@ -49,9 +49,11 @@ class Fault(StrEnum):
 class InjectedFault:
     """A fault for one call, with its parameters.
 
-    `retry_after` is the value of the Retry-After header, for faults that are an error status. "date:120" stands for the
-    HTTP date 120 s from now; None sends no header. `seconds` is the delay of HANG, LATE, DRIP and DUPLICATE. `text` is
-    the reply's text for SAYS.
+    fault: the kind of fault.
+    retry_after: value of the Retry-After header, for faults that are an error status. "date:120" stands for the HTTP
+        date 120 s from now; None sends no header.
+    seconds: delay of HANG, LATE and DUPLICATE; for DRIP, the pause after each byte.
+    text: the reply's text, for SAYS.
     """
 
     fault: Fault
@@ -62,10 +64,13 @@ class InjectedFault:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A call that has just arrived. `key` is the digest of its body.
+    """A call that has just arrived.
 
-    `nth` counts the calls with this body so far, `number` all calls so far; both include this call. `at` is the time of
-    arrival by the event loop's clock, in seconds.
+    model: name of the model in the body; empty if there is none.
+    key: digest of the body.
+    nth: number of calls with this body so far, including this call.
+    number: number of all calls so far, including this call.
+    at: time of arrival by the event loop's clock, in seconds.
     """
 
     model: str
@@ -80,12 +85,16 @@ ChooseFault = Callable[[Arrival], InjectedFault | None]
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """Choose a fault for some of the calls. `rates` has for each kind of fault the share of calls that get it, 0 to 1.
+    """Choose a fault for some of the calls.
 
-    The choice is a hash of `seed`, the call's body and how often the body has arrived, so calls get the same faults in
-    any order. With `lasting`, it is a hash of `seed` and body alone, so a retry gets the same fault again.
-    `retry_after` are values of the header to choose from, `seconds` the delays by kind. Raises BadInput if a share is
-    negative or their sum exceeds 1.
+    rates: share of calls that get each kind of fault, 0 to 1.
+    seed: another seed chooses other calls.
+    lasting: whether a retry gets the same fault again.
+    retry_after: values of the Retry-After header to choose from; None sends no header.
+    seconds: delay in seconds, by kind of fault.
+
+    The choice is a hash of `seed`, the call's body and, unless `lasting`, how often the body has arrived. So calls get
+    the same faults in any order. Raises BadInput if a share is negative or their sum exceeds 1.
     """
 
     rates: Mapping[Fault, float]
@@ -115,8 +124,9 @@ class Faults:
 class RawResponse:
     """A response and how to send it.
 
-    With `cut`, half the body is sent and the connection is closed. If `repeat_after_s` isn't None, the response is sent
-    a second time, after that many seconds. `drip_s` is the pause after each byte, in seconds; 0 sends the body at once.
+    cut: send half the body and close the connection.
+    repeat_after_s: send the response a second time, after that many seconds; None sends it once.
+    drip_s: pause after each byte, in seconds; 0 sends the body at once.
     """
 
     body: bytes
@@ -142,8 +152,9 @@ _REFUSED: Mapping[Fault, tuple[int, str, str | None]] = {
 def raise_refusal(injected: InjectedFault | None, echo: str, api: ModuleType) -> None:
     """Raise RefusedError if there is an injected fault that is an error status; else do nothing.
 
-    `echo` is the API key that the client sent; the error's message repeats it, as some real servers do. `api` is the
-    module of the API in use.
+    injected: the call's fault, None if it has none.
+    echo: the API key that the client sent. The error's message repeats it, as some real servers do.
+    api: the module of the API in use.
     """
     if injected is None or injected.fault not in _REFUSED:
         return
@@ -162,8 +173,9 @@ def _retry_after(value: str) -> str:
 def raw_response(reply: dict[str, Any], injected: InjectedFault | None, echo: str, api: ModuleType) -> RawResponse:
     """Return the HTTP response that sends `reply`, changed by the injected fault if there is one.
 
-    `echo` is the API key that the client sent; the web page that Fault.HTML sends as a response repeats it. `api` is
-    the module of the API in use.
+    injected: the call's fault, None if it has none.
+    echo: the API key that the client sent. The web page of Fault.HTML repeats it.
+    api: the module of the API in use.
     """
     fault = injected.fault if injected else None
     match fault:

@@ -1,9 +1,14 @@
 """Judgements of a simulated judge: it parses a judging request and replies in the form that the request asks for.
 
-The judge sees the request's messages alone: neither a model's name nor its quality. It estimates a completion's quality
-from the text, by comparing its words with the prompt's (and with a reference answer's, if one is shown), adds Gaussian
-noise, and maps the sum to the rating's scale. Each text in a request stands between two lines with the same nonce (a
-fence). Only the message's first nonce counts, so a completion can't contain a fence.
+The judge sees the request's messages alone: neither a model's name nor its quality. A rating is made in three steps:
+
+- Estimate the completion's quality (0 to 1): compare its words with the prompt's, and with a reference answer's if
+  shown.
+- Add Gaussian noise.
+- Map the sum to the rating's scale.
+
+A *fence* is the pair of marker lines around a text in a request. Both lines have the same *nonce* (12 hex digits). All
+fences of a request have the nonce of its first fence. Marker lines in a completion have another nonce and are ignored.
 """
 
 import re
@@ -67,8 +72,12 @@ MAX_RATIONALE = 400  # characters; a schema's own maxLength holds where it is le
 
 @dataclass(frozen=True, slots=True)
 class PromptTask:
-    """What a prompt asks for: the stems of its key terms, the form of answer (such as a list), and whether the prompt
-    is harmful, so that a model should decline."""
+    """What a prompt asks for.
+
+    terms: stems of the prompt's key terms.
+    form: form of the answer, such as a list.
+    is_harmful: whether a model should decline the prompt.
+    """
 
     terms: frozenset[str]
     form: AnswerForm
@@ -85,13 +94,19 @@ class PromptTask:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What a judge measures in a completion: numbers from 0 to 1, and `declined`, whether the completion refuses the
-    task.
+    """What a judge measures in a completion: numbers from 0 to 1, and whether the completion refuses the task.
 
-    `coverage` is the share of the prompt's key terms that occur, `on_topic` the share of sentences with a key term,
-    `repeated` the share of sentences that repeat an earlier one. `hedged` is 1 if any statement is hedged. `filler`,
-    `overclaim` and `specific` are the number of such phrases per sentence, at most 1; `specific` counts numerals as
-    well. `length` is 1 from 70 words on, `shaped` is 1 for the form of answer that the prompt asks for.
+    coverage: share of the prompt's key terms that occur.
+    on_topic: share of sentences with a key term.
+    filler: vague phrases per sentence, at most 1.
+    overclaim: exaggerating phrases per sentence, at most 1.
+    repeated: share of sentences that repeat an earlier sentence.
+    specific: numerals, examples and reasons per sentence, at most 1.
+    hedged: 1 if any statement is hedged ("may", "likely"), else 0.
+    length: number of words / 70, at most 1.
+    shaped: 1 if the text has the form that the prompt asks for (code, list or paragraphs); less than 1 for a list of
+        one or two items.
+    declined: whether the completion refuses the task.
     """
 
     coverage: float  # share of the prompt's key terms that occur
@@ -108,10 +123,13 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class JudgingRequest:
-    """A parsed judging request: the user's turns, the completions by number, and the reference answer, empty if there
-    is none.
+    """A parsed judging request. A *fence* is the pair of marker lines around a text in the request.
 
-    `outside` is the text outside the fences (marker lines around each quoted text): the instructions to the judge.
+    turns: the user's turns, oldest first.
+    completions: texts of the completions, by number.
+    outside: the text outside the fences: the instructions to the judge.
+    reference: the reference answer; empty if there is none.
+
     Fenced texts of other kinds are ignored.
     """
 
@@ -255,8 +273,11 @@ class _JudgeReply:
         """Return a value that fits a JSON schema. An object with a property `rating` gets a rating of the completion
         `number`.
 
-        `root` is the whole schema, to which `$ref` refers. `number` is None outside the part of the reply that is about
-        one completion. A property with a number as its name, such as "2", is about the completion 2.
+        schema: the schema of the value.
+        root: the whole schema, to which `$ref` refers.
+        number: the completion that this part of the reply is about; None for a part that is about no single completion.
+
+        A property with a number as its name, such as "2", is about the completion 2.
         """
         schema = _resolve(schema, root)
         if "const" in schema:
@@ -335,10 +356,12 @@ class _JudgeReply:
         return numbers[min(scale, key=lambda number: abs(number - target))]
 
     def _pick_types(self, options: Sequence[Any], value: float, least: int, most: int) -> list[Any]:
-        """Return randomly chosen types of the rubric (numbered faults or merits), in the order of `options`: two if the
-        quality `value` is low, one if it is average, none if it is high.
+        """Return randomly chosen types of the rubric (numbered faults or merits), in the order of `options`.
 
-        At least `least` and at most `most` types are returned.
+        options: the types to choose from. If the request lists some of them, only those are used.
+        value: the quality, 0 to 1. Low gives two types, average one, high none.
+        least: minimum number of types to return.
+        most: maximum number of types to return.
         """
         options = [option for option in options if option in self._listed_types] or options
         wanted = 0 if value > 0.65 else 1 if value > 0.35 else 2

@@ -14,12 +14,15 @@ MESSAGE_OVERHEAD = 4  # tokens that a chat template adds around each message
 
 @dataclass(frozen=True, slots=True)
 class SimulatedModels:
-    """The models that the simulator serves: `models` by name with their quality, `judges` by name with their noise.
+    """The models and judges that the simulator serves.
 
-    Quality goes from 0 to 1 and decides how well a model writes. Noise, also from 0 to 1, is the standard deviation of
-    a judge's ratings as a share of the scale. A model can also judge, with a noise of 0.1. A judge can also write, with
-    a quality from 0.2 to 0.9 by a hash of seed and name. With `open`, any other name is served as well, with a noise of
-    0.1 and a quality by that hash. Raises BadInput for values outside 0 to 1.
+    models: quality by name. *Quality*, 0 to 1, decides how well a model writes.
+    judges: noise by name. *Noise*, 0 to 1, is the standard deviation of a judge's ratings as a share of the scale.
+    seed: seed of the random choices in replies, and of each quality that isn't given.
+    open: whether any other name is served too.
+
+    A name without a given noise judges with 0.1. A name without a given quality writes with 0.2 to 0.9, by a hash of
+    seed and name. Raises BadInput for values outside 0 to 1.
     """
 
     models: Mapping[str, float]
@@ -47,8 +50,14 @@ class SimulatedModels:
 
 
 class RefusedError(Exception):
-    """Raised if a request is to be answered with an error: HTTP status, message and headers. Each API has its own body
-    for it; only OpenAI's has `code` and `param`."""
+    """Raised if a request is to be answered with an error.
+
+    status: HTTP status, such as 429.
+    message: the text for the client.
+    code: OpenAI's name of the error, such as "model_not_found"; Anthropic's API has none.
+    param: the invalid key of the request, for OpenAI's API alone.
+    headers: HTTP headers of the reply.
+    """
 
     def __init__(
         self,
@@ -70,7 +79,12 @@ class RefusedError(Exception):
 class ModelRequest:
     """A parsed and validated request, the same for all APIs.
 
-    `settings` are the sampling settings. Together with messages and model, they seed the random choices in the reply.
+    model: name of the requested model.
+    messages: the conversation, with the system prompt as a message.
+    max_tokens: limit on the reply, in tokens; None for no limit.
+    schema: JSON schema that the reply must fit; None for free text.
+    settings: temperature, top_p and seed; empty at temperature 0. With messages and model, they seed the random choices
+        in the reply.
     """
 
     model: str
@@ -99,9 +113,13 @@ def reply_text(models: SimulatedModels, request: ModelRequest) -> str:
 def number_field(
     body: Mapping[str, Any], name: str, low: int, high: int, whole: bool = False, default: Any = None
 ) -> Any:
-    """Return the number under the key `name` of a request body, or `default` if it is absent or null.
+    """Return the number under the key `name` of a request body.
 
-    Raises RefusedError (400) if it isn't a number (with `whole`, an integer) from `low` to `high`.
+    low, high: the smallest and the largest number allowed.
+    whole: whether only integers are allowed.
+    default: returned if the key is absent or its value is null.
+
+    Raises RefusedError (400) if the value isn't such a number.
     """
     value = body.get(name)
     if value is None:

@@ -47,7 +47,7 @@ def answer(models: SimulatedModels, body: Any, max_model_len: int = 32768) -> di
 
 
 def error(refused: RefusedError) -> dict[str, Any]:
-    """Return the JSON body of an error reply, in this API's form."""
+    """Return the JSON body of an OpenAI error reply, with the error's `message`, `type`, `param` and `code`."""
     kind = "server_error" if refused.status >= 500 else "invalid_request_error"
     return {"error": {"message": str(refused), "type": kind, "param": refused.param, "code": refused.code}}
 
@@ -55,8 +55,8 @@ def error(refused: RefusedError) -> dict[str, Any]:
 def replace_text(
     reply: Mapping[str, Any], rewrite: Callable[[str], str], finish: Finish | None = None
 ) -> dict[str, Any]:
-    """Return the reply with its text replaced by `rewrite(text)`, and with the finish reason `finish` in this API's
-    words, if given."""
+    """Return the reply with its text replaced by `rewrite(text)`. `finish`, if given, is the new finish reason:
+    "refusal" becomes OpenAI's `finish_reason` "content_filter"."""
     (choice,) = reply["choices"]
     message = choice["message"] | {"content": rewrite(choice["message"]["content"])}
     if finish == "refusal":

@@ -1,8 +1,11 @@
 """Sentence patterns that simulated completions are made of.
 
-Placeholders: {a} {b} {c} are key phrases of the prompt, {n} {m} numbers (m < n), {off} a subject that the prompt does
-not mention. Good patterns use the prompt's phrases, are specific and give reasons. Weak patterns do what weak models
-do: filler, overclaiming, drifting off the topic. The texts are part of every recorded reply: don't reword them.
+- {a} {b} {c} stand for key phrases of the prompt.
+- {n} {m} stand for numbers (m < n).
+- {off} stands for a subject that the prompt does not mention.
+
+Good patterns use the prompt's phrases, are specific and give reasons. Weak patterns do what weak models do: filler,
+overclaiming, drifting off the topic. The texts are part of every recorded reply: don't reword them.
 """
 
 OPENINGS = (

@@ -1,4 +1,7 @@
-"""Limits on requests and tokens per minute, enforced as by the providers. The caller passes the time, in seconds."""
+"""Limits on requests and tokens per minute, enforced with token buckets as by the providers.
+
+The methods take the current time (`now`, in seconds) as an argument.
+"""
 
 from datetime import UTC, datetime, timedelta
 
@@ -6,10 +9,13 @@ from aif.simulator.models import RefusedError
 
 
 class RateLimitBuckets:
-    """The rate limits of one model: a token bucket for requests and another for tokens. A limit of None is no limit.
+    """The rate limits of one model: a token bucket for requests and another for tokens.
 
-    A full bucket holds what the limit allows in `burst_s` seconds. A refused request counts against the limit on
-    requests, as with the real providers.
+    requests_per_minute: the limit on requests; None for no limit.
+    tokens_per_minute: the limit on tokens (prompt plus max_tokens); None for no limit.
+    burst_s: a full bucket holds what the limit allows in this many seconds.
+
+    A refused request counts against the limit on requests, as with the real providers.
     """
 
     def __init__(

@@ -33,10 +33,15 @@ Begin = Callable[[Any], Callable[[], dict[str, Any]]]  # takes a body when it ar
 class Call:
     """A finished call, passed to the callback `on_call` of a `Simulator`.
 
-    `key` is the digest of its body; `nth` says how often that body had arrived when the call ended; `number` numbers
-    calls from 1 in order of arrival. `began` and `ended` are times by the event loop's clock, in seconds. `status` is
-    None if no response was sent; `sent` says whether the whole response was sent; `usage` is what is billed, None if
-    nothing.
+    model: name of the model in the body; empty if there is none.
+    key: digest of the body; empty if the body isn't JSON.
+    nth: how often this body had arrived when the call ended.
+    number: number of the call, from 1 in order of arrival.
+    began, ended: times by the event loop's clock, in seconds.
+    status: HTTP status; None if no response was sent.
+    fault: kind of the injected fault; None if there was none.
+    sent: whether the whole response was sent.
+    usage: token counts of the reply, as billed; None if nothing is billed.
     """
 
     model: str
@@ -53,8 +58,18 @@ class Call:
 
 @dataclass(slots=True)
 class _Stats:
-    """The counts that GET /stats reports (see `Simulator`). `input` and `output` are billed tokens. `received` and
-    `answered` count the calls for each body, by the body's digest."""
+    """The counts that GET /stats reports.
+
+    calls: all calls.
+    refused: calls answered with an error.
+    in_flight: calls that have not ended.
+    peak: the highest value of `in_flight` so far.
+    input, output: billed tokens.
+    by_model: replies by model.
+    received: calls by the digest of their body.
+    answered: replies by the digest of the call's body.
+    faults: injected faults by kind.
+    """
 
     calls: int = 0
     refused: int = 0
@@ -95,15 +110,21 @@ class Simulator:
         async with Simulator(SimulatedModels(models={"small": 0.4}, judges={"judge": 0.1})) as simulator:
             simulator.base_url  # http://127.0.0.1:PORT/v1
 
-    Chat completions are at /v1/chat/completions, Anthropic's Messages at /v1/messages. `port` 0 picks a free port.
-    `latency_s` is the delay before each reply. `require_key` is the API key that /v1 accepts, as a bearer token or, for
-    Messages, as `x-api-key`. `max_model_len` is the context window of every model, in tokens. The rate limits are for
-    each model; a burst may use up what they allow in `burst_s` seconds. `faults` chooses the fault of each call; it may
-    be replaced while the server runs. `on_call` is called after each call.
+    port: 0 picks a free port.
+    latency_s: delay before each reply.
+    require_key: the API key that /v1 accepts, as a bearer token or, for Messages, as `x-api-key`; None accepts all.
+    max_model_len: context window of every model, in tokens.
+    requests_per_minute, tokens_per_minute: rate limits of each model; None for no limit.
+    burst_s: a burst of calls may use up what the rate limits allow in this many seconds.
+    faults: chooses the fault of each call; may be replaced while the server runs.
+    on_call: called after each call.
 
-    GET /stats counts `calls`, `refused` (error replies), `faults` by kind, calls `in_flight` and their `peak`. Three
-    counts are of answered calls alone: the calls `by_model`, the billed `tokens`, and `requests`, which has the numbers
-    of distinct bodies and of bodies that were answered more than once.
+    Chat completions are at /v1/chat/completions, Anthropic's Messages at /v1/messages. GET /stats returns these counts:
+
+    - of all calls: `calls`, `refused` (error replies), `faults` by kind, `in_flight`, and `peak`, the highest
+      `in_flight`;
+    - of answered calls: calls `by_model`, and billed `tokens`;
+    - of answered calls, in `requests`: `distinct` bodies, and `repeated` bodies, which were answered more than once.
     """
 
     def __init__(

@@ -99,11 +99,12 @@ def stem(word: str) -> str:
 
 
 def key_phrases(turns: Sequence[str]) -> tuple[str, ...]:
-    """Return what the user's turns are about: up to ten phrases of one to three words.
+    """Return what the user's turns are about: up to ten phrases of one to three words. Empty only if the last turn has
+    no words.
 
-    They come from the last turn; if it gives fewer than three, from earlier turns as well. Words that rarely name a
-    topic (the verb that opens an instruction, participles, adverbs) are used only if there are fewer than three other
-    phrases. Empty only if the last turn has no words.
+    - The phrases come from the last turn. If it gives fewer than three, earlier turns are used as well.
+    - An *unlikely* word rarely names a topic: the verb that opens an instruction, a participle, an adverb. Unlikely
+      words are used only if there are fewer than three other phrases.
     """
     phrases: dict[str, str] = {}
     for likely_only in (True, False):
@@ -144,7 +145,7 @@ def _head_and_tail(text: str) -> str:
 def _phrases(turn: str, likely_only: bool) -> list[str]:
     """Return the most frequent phrases of a turn, at most PHRASES (10), in order of appearance.
 
-    With `likely_only`, words that rarely name a topic (see `key_phrases`) are left out.
+    With `likely_only`, words that rarely name a topic are left out: the verb of an instruction, participles, adverbs.
     """
     counts: Counter[str] = Counter()
     spelling: dict[str, str] = {}
@@ -159,7 +160,7 @@ def _phrases(turn: str, likely_only: bool) -> list[str]:
 
 def _runs(text: str, likely_only: bool) -> list[list[str]]:
     """Split a text at punctuation, stop words and very short words, and return the lists of words in between. With
-    `likely_only`, split it also at words that rarely name a topic (see `key_phrases`)."""
+    `likely_only`, split it also at words that rarely name a topic: the verb of an instruction, participles, adverbs."""
     runs: list[list[str]] = [[]]
     previous = "."  # the last word; "." at the start of a sentence
     for match in _WORD_OR_BREAK.finditer(text):

@@ -1,4 +1,4 @@
-"""What `aif doctor` prints."""
+"""Print a line for each check of `aif doctor`."""
 
 from rich.console import Console
 

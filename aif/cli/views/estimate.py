@@ -1,4 +1,4 @@
-"""What `aif estimate` prints, also before a run that costs something."""
+"""Print an estimate of a run (calls, tokens, dollars): in `aif estimate`, and before a run that costs something."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What `aif export` and `aif publish` print."""
+"""Print the dataset that `aif export` wrote, and the files that `aif publish` uploads."""
 
 import glob
 

@@ -18,8 +18,10 @@ Rows = list[tuple[str, list[str]]]
 def print_preview(console: Console, first: PairPreview, second: PairPreview | None, versus: Sequence[str]) -> None:
     """Print statistics of the pairs of one policy, or of two policies side by side.
 
-    For two policies, also print how many prompts get the same pairs and how many get different ones. `second` is None
-    for one policy; `versus` are the `--versus` overrides that make the second policy.
+    first: the pairs that the pipeline file's policy would make.
+    second: the pairs that another policy would make; None to show one policy. If given, the number of prompts whose
+        pairs are the same or differ is printed too.
+    versus: the `--versus` overrides that make the second policy, such as "pairs.policy=all".
     """
     shown = [first, second] if second else [first]
     heads = ["as configured", ", ".join(versus)] if second else [""]

@@ -137,8 +137,8 @@ def _bar(ended: int, wanted: int, width: int) -> Text:
 
 
 class Terminal:
-    """The Display (the protocol in engine/progress.py) that shows a run on a console: as a live table in a terminal,
-    else as log lines."""
+    """Shows a run's progress on a console: as a live table in a terminal, else as log lines. Implements the engine's
+    protocol `Display`."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -1,4 +1,4 @@
-"""What `aif rebuild` and `aif reparse` print."""
+"""Print how many calls `aif rebuild` or `aif reparse` read from the journal, and how many judgements changed."""
 
 from rich.console import Console
 

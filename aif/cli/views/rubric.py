@@ -1,4 +1,4 @@
-"""What the `aif rubric` commands print."""
+"""Print rubrics, the requests that judges get, a rubric's errors, and how the scores by two rubrics compare."""
 
 import json
 from collections.abc import Sequence
@@ -64,11 +64,11 @@ def print_messages(console: Console, messages: Sequence[Message]) -> None:
 
 
 def print_rendered(console: Console, rubric: Rubric, form: ReplyForm, store: Path | None, prefix: str | None) -> None:
-    """Print the messages that a judge gets for each request of a rubric. With the `form` "schema", also print the
-    reply's JSON schema.
+    """Print the messages that a judge gets for each request of a rubric.
 
-    The messages are about the prompt in `store` whose id starts with `prefix`. If `store` or `prefix` is None, they are
-    about an example prompt.
+    form: "schema" prints the reply's JSON schema as well; "text" prints the messages alone.
+    store: path of the store that has the prompt to show; None for an example prompt.
+    prefix: the first characters of the prompt's id; None for an example prompt.
     """
     prompt, texts = _stored(store, prefix) if store and prefix else (_EXAMPLE, list(_COMPLETIONS))
     for request, ask in rubric.sheet.requests.items():

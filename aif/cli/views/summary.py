@@ -26,9 +26,11 @@ from aif.store.report_queries import ItemCounts, PromptCounts, Tally
 
 
 def print_status(console: Console, reader: Reader, budget: float | None = None) -> None:
-    """Print the counts of completions and judgements per model and judge, then results as in `print_summary`.
+    """Print the counts of completions and judgements per model and judge, then prompts, pairs, tokens, cost and
+    failures.
 
-    `budget` is in USD. Mean ratings by aspect are left out: they would take 2 s of CPU for 64,000 prompts.
+    `budget` is in USD, None if there is none. Mean ratings by aspect are left out: they would take 2 s of CPU for
+    64,000 prompts.
     """
     balance = reader.item_counts()
     print_items(console, balance)
@@ -220,11 +222,12 @@ def print_files(console: Console, store: Path) -> None:
 
 
 def print_next_steps(console: Console, program: str, arguments: str, tallies: Collection[Tally], example: str) -> None:
-    """Print the commands to run next. Each begins with `program`, such as `aif`; `arguments` are the run's pipeline
-    file and overrides.
+    """Print the commands to run next.
 
-    `tallies` are the run's counts per model and judge; they decide which commands are printed. `example` is the id of a
-    prompt with a pair, empty if there is none.
+    program: the first word of each command, such as `aif`.
+    arguments: the run's pipeline file and overrides, quoted for a shell.
+    tallies: the run's counts per model and judge. Pending or failed items lead to other commands.
+    example: the id of a prompt with a pair, for `aif show`; empty if there is none.
     """
     pending, failed = (sum(getattr(tally, name) for tally in tallies) for name in ("pending", "failed"))
     steps = []
