@@ -1,8 +1,10 @@
 """Split rows into batches that are limited in bytes as well as in number of rows. Pure.
 
-All reading and writing of prompts and completions uses such batches: 2,000 prompts may be 4 MB or 4 GB. Texts are
-queried by key, at most KEYS_PER_QUERY keys at a time, since DuckDB then reads only the rows with these keys. A query
-without keys reads a column in blocks of 2,048 rows: 400 MB, if each text has 200 KB.
+A *batch* is a list of rows that are read or written together. All reading and writing of prompts and completions uses
+batches: 2,000 prompts may be 4 MB or 4 GB.
+
+- Texts are queried by key, at most KEYS_PER_QUERY keys at a time: DuckDB then reads only the rows with these keys.
+- A query without keys reads a column in blocks of 2,048 rows. If each text has 200 KB, a block is 400 MB.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -26,9 +26,10 @@ def untrusted_writer(file: Path) -> str | None:
     """Return why a file can't be trusted, as text for a message: another user owns it, or everybody may write to it.
     Return None if it can be trusted.
 
-    Trusted owners are the user, root and the owner of aif's own code. Root trusts every owner, since in a container a
-    mounted folder belongs to a user of the host. Pipes are trusted, and so is mode 0777: on a disk without permissions
-    (Windows disks in WSL or Docker) all files have it and chmod can't change it.
+    - Trusted owners are the user, root and the owner of aif's own code.
+    - Root trusts every owner: in a container, a mounted folder belongs to a user of the host.
+    - Everything but a regular file, such as a pipe, is trusted.
+    - Mode 0777 is trusted. On a disk without permissions (Windows disks in WSL or Docker) all files have it.
     """
     if not file.is_file():
         return None

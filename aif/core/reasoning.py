@@ -1,10 +1,13 @@
 """Separate a reply's reasoning from its answer, by the tags that models and chat formats put around reasoning. Pure.
 
-A tag is recognised by its text alone, but a reply may also mention a tag, as in "then </think> closes the block". Two
-signs show that a tag is mentioned: the text after it begins in a way that no answer does (a comma, a bracket, "is",
-"tag"), or the tag is used in a sentence like a word. Without such a sign the reasoning is cut out. Tags in code are
-ignored, except where reasoning leaves a code fence open. `SplitReply.mark` quotes what may be wrong: a doubtful cut, or
-a tag in the answer.
+A tag is recognised by its text alone. A *mentioned* tag is only a word of a sentence, as in "then </think> closes the
+block". A tag counts as mentioned in two cases:
+
+- the text after it begins in a way that no answer does: with a comma, a bracket, "is", "tag";
+- the tag is used like a word within a sentence.
+
+Reasoning before a tag that is not mentioned is cut out. Tags in code are ignored, except where reasoning leaves a code
+fence open. `SplitReply.mark` quotes what may be wrong: a doubtful cut, or a tag in the answer.
 """
 
 import re
@@ -85,9 +88,13 @@ AROUND = 60  # characters of an example before the tag's start, and after it
 
 @dataclass(frozen=True, slots=True)
 class SplitReply:
-    """A model's reply, split into its answer (`text`) and its reasoning. `mark` quotes a place that may be split
-    wrongly: text in the answer that looks like a tag (`left: …`), or a place where it is doubtful that the reasoning
-    ends (`cut: …`)."""
+    """A model's reply, split into its answer and its reasoning.
+
+    text: the answer.
+    reasoning: None if the reply has no reasoning.
+    mark: a quote of a place that may be split wrongly, else None. `left: …` quotes text in the answer that looks like a
+        tag. `cut: …` quotes a place where it is doubtful that the reasoning ends.
+    """
 
     text: str
     reasoning: str | None
@@ -96,8 +103,15 @@ class SplitReply:
 
 @dataclass(frozen=True, slots=True)
 class _Tag:
-    """A tag in a reply: its kind (the opening and the closing tag of a pair have the same), whether it closes, the
-    offsets of its start and end, whether it is in code, and whether the text just mentions it."""
+    """A tag in a reply.
+
+    kind: the opening and the closing tag of a pair have the same kind.
+    closes: whether it is a closing tag.
+    start: the offset of its first character.
+    end: the offset after its last character.
+    code: whether it is in code.
+    mentioned: whether the text just mentions the tag, like a word of a sentence.
+    """
 
     kind: str
     closes: bool
@@ -108,9 +122,12 @@ class _Tag:
 
 
 def split_reasoning(content: str, thoughts: str = "", tags: Tags = "auto") -> SplitReply:
-    """Split a reply's content into answer and reasoning. `thoughts` is reasoning that the server sent in a separate
-    field; it is put before the reasoning found in the content. `tags` are the model's opening and closing tag, `auto`
-    for all known tags, `none` to cut nothing. If the reasoning is never closed, the answer is empty."""
+    """Split a reply's content into answer and reasoning. If the reasoning is never closed, the answer is empty.
+
+    content: the reply's text, as received.
+    thoughts: reasoning that the server sent in a separate field. It is put before the reasoning found in the content.
+    tags: the model's opening and closing tag; `auto` for all known tags; `none` to cut nothing.
+    """
     if tags == "none":
         return SplitReply(content, thoughts or None, leftover_tag(content))
     start, cut, doubt = (
@@ -123,8 +140,12 @@ def split_reasoning(content: str, thoughts: str = "", tags: Tags = "auto") -> Sp
 
 
 def merge_tags(stored: str | None, given: Mapping[str, Tags]) -> dict[str, Tags]:
-    """Return the reasoning tags of each model and judge, by `stage/identity`. They are the entries of `stored` (a JSON
-    object; None if there are none), updated with those of `given`. Entries with `auto`, the default, are left out."""
+    """Return the reasoning tags of each model and judge, by `stage/identity`, such as `completion/qwen3-8b`. Entries
+    with `auto`, the default, are left out.
+
+    stored: the tags known so far, as a JSON object; None if there are none.
+    given: tags that replace those in `stored`.
+    """
     merged = orjson.loads(stored or "{}") | orjson.loads(orjson.dumps(dict(given)))
     return {name: tags for name, tags in merged.items() if tags != "auto"}
 
@@ -155,9 +176,12 @@ def _cut(content: str) -> tuple[int, str, bool]:
 
 
 def _reasoning_block(content: str, tags: list[_Tag], at: int) -> tuple[int, _Tag | None] | None:
-    """Find the block of reasoning that begins at offset `at`; `tags` are the tags from that offset on. Return the
-    offset where the block's text begins, and its closing tag (None if it is never closed); return None if no block
-    begins there. The first block may lack its opening tag: the prompt may have ended with that tag."""
+    """Find the block of reasoning that begins at offset `at`; `tags` are the tags from that offset on.
+
+    Return None if no block begins there. Else return the offset where the block's text begins, and the block's closing
+    tag (None if the block is never closed). The first block of a reply may lack its opening tag: the prompt may have
+    ended with that tag.
+    """
     if not tags:
         return None
     first = tags[0]
@@ -181,10 +205,13 @@ def _reasoning_block(content: str, tags: list[_Tag], at: int) -> tuple[int, _Tag
 
 
 def _closing_tag(content: str, ends: list[_Tag], in_code: list[_Tag]) -> _Tag | None:
-    """Return the tag that closes a block of reasoning; None if no tag does. `ends` are the closing tags outside code.
-    The first that `_not_mentioned` returns closes the block; if it returns none, the last of `ends` does. If `ends` is
-    empty, the last of `in_code` (closing tags in code) may close it: after reasoning that leaves a code fence open, the
-    rest of the reply looks like code."""
+    """Return the tag that closes a block of reasoning; None if no tag does.
+
+    - If there are closing tags outside code (`ends`), the first of them that `_not_mentioned` keeps closes the block.
+      If `_not_mentioned` keeps none, the last of `ends` closes the block.
+    - Else the last of the closing tags in code (`in_code`) may close the block. After reasoning that leaves a code
+      fence open, the rest of the reply looks like code.
+    """
     if ends:
         return next(iter(_not_mentioned(content, ends)), ends[-1])
     if in_code and (_alone_on_line(content, in_code[-1]) or _code_spans(content[in_code[-1].end :])[1] is None):
@@ -215,8 +242,11 @@ def _sentence_continues(content: str, tag: _Tag) -> bool:
 
 
 def _within_sentence(content: str, start: int, end: int) -> bool:
-    """Return whether the tag at `start:end` is used like a word within a sentence. No sentence ends before it or begins
-    after it. On both sides it has a space, or text in a script without capitals, such as Chinese."""
+    """Return whether the tag at `start:end` is used like a word within a sentence.
+
+    - No sentence ends before the tag, and none begins after the tag.
+    - On both sides the tag has a space, or text in a script without capitals, such as Chinese.
+    """
     before, after = content[max(0, start - 9) : start], content[end : end + 9]
     last, begin = before.rstrip(" \t")[-1:], after.lstrip(" \t")[:1]
     if not begin.isalpha() or begin.isupper() or not (last.isalnum() or last in tuple(",，、،")):
@@ -226,8 +256,9 @@ def _within_sentence(content: str, start: int, end: int) -> bool:
 
 
 def _cut_between(content: str, opens: re.Pattern[str], closes: re.Pattern[str]) -> tuple[int, str, bool]:
-    """Find the reasoning as `_cut` does, but only between the tags that match `opens` and `closes`. Return the same
-    three values; the cut is never doubtful (False)."""
+    """Find the reasoning at the beginning of a reply, only between tags that match `opens` and `closes`. Return the
+    offset where the answer begins, the reasoning, and False (the cut is never doubtful). Return (0, "", False) for a
+    reply without reasoning."""
     spans, _ = _code_spans(content)
     opening = opens.match(content, len(content) - len(content.lstrip()))
     ends = [

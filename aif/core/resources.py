@@ -27,13 +27,15 @@ def is_shipped(name: str, path: Path) -> bool:
 
 
 def find_resource(name: str, base: Path | None, shipped_under: str | None, kind: str) -> Path:
-    """Return the file or folder that a pipeline file means by `name`.
+    """Return the file or folder that a pipeline file means by `name`. Raises BadInput with every searched path.
 
-    A name of letters, digits, `_` and `-` alone is first looked up in the shipped folder `shipped_under`
-    ("prompts/rubrics"). A relative name is then searched in `base` (the pipeline file's folder), in the working
-    directory, and in `shipped_under`. If `shipped_under` is "", a name that begins with a shipped folder ("prompts/…")
-    is searched there; if it is None, no shipped folder is searched. `kind` ("rubric") is used in errors. Raises
-    BadInput with every searched path.
+    A name of letters, digits, `_` and `-` alone is first looked up in the folder `shipped_under`. Any other relative
+    name, or a name that is not there, is searched in `base`, in the working directory, and in `shipped_under`.
+
+    base: the pipeline file's folder; None to skip it.
+    shipped_under: a folder that aif ships, such as "prompts/rubrics". None: no shipped folder is searched. "": a name
+        that begins with a shipped folder ("prompts/…") is searched among the shipped files.
+    kind: what the name stands for in error messages, such as "rubric".
     """
     if not name or "\0" in name:
         raise BadInput(f"{kind}: {name!r} is no path; give the name of a file or folder")

@@ -86,8 +86,13 @@ def is_blank(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ProvidedCompletion:
-    """A completion that a source row brings with its prompt, in place of one by a model of the pool: its author
-    (`model`), its text, and its score if the row has one. `scale` names the scale of the score (see `Source.scale`)."""
+    """A completion that a source row brings with its prompt, in place of one by a model of the pool.
+
+    model: the name of its author.
+    score: None if the row has no score for it.
+    scale: the name of the score's scale, such as the source's name. Scores on different scales are not compared. None
+        if the completion has no score, or if its scale is unknown.
+    """
 
     model: str
     text: str
@@ -96,8 +101,8 @@ class ProvidedCompletion:
 
 
 def provided_identity(model: str) -> str:
-    """Return the model identity that stands for the author `model` of completions that came with their prompt. It
-    differs from the identity of a model of that name in the pool."""
+    """Return the identity `carried/MODEL` for the author `model` of completions that came with their prompt. It differs
+    from the identity of a model of that name in the pool."""
     return f"carried/{model}"
 
 
@@ -110,12 +115,16 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A conversation that models complete: its turns (the last is the user's) and the name of its source.
+    """A conversation that models complete.
 
-    `meta` holds the row's unused columns. `material` holds texts that a judge sees beside the conversation (a reference
-    answer, …), by the name of their slot (placeholder) in the rubric. `provided` are completions that the row brings.
-    `rescored` are completions that the row repeats with a different score. `where` is the place of the row
-    (`file:line`).
+    messages: its turns; the last is the user's.
+    source: the name of its source.
+    meta: the row's unused columns.
+    material: texts that a judge sees beside the conversation, such as a reference answer, by the name of their
+        placeholder in the rubric.
+    provided: completions that the row brings.
+    rescored: completions that the row repeats with a different score.
+    where: the place of the row, such as `file:line`.
     """
 
     prompt_id: str
@@ -138,8 +147,11 @@ class Principle:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a model is sampled. A setting that is None is not sent, so the server's default applies. `extra` holds other
-    request parameters (the setting `extra_body`) as JSON with sorted keys."""
+    """How a model is sampled. A setting that is None is not sent, so the server's default applies.
+
+    max_tokens: the most tokens of a reply.
+    extra: other request parameters (the setting `extra_body`) as JSON with sorted keys; empty if there are none.
+    """
 
     # planning sorts pools by repr(): its version changes if the class, a field or their order does
 
@@ -166,8 +178,14 @@ class Sampling:
 class Slot:
     """A planned completion: which model answers which prompt, with which principle and sampling seed.
 
-    `key` is the completion's id, `slot` its number within the prompt, `identity` the model's identity. `sample` numbers
-    the completions by the same model for the same prompt. Both numbers begin at 0.
+    key: the completion's id, a digest.
+    slot: the completion's number within the prompt, from 0.
+    model: the model's name in the pool, or the author of a provided completion.
+    identity: which model exactly, such as `qwen3-8b@main`: declared name and revision, plus a digest of the files of a
+        launched model if these changed. `carried/AUTHOR` for a provided completion.
+    sample: numbers the completions by the same model for the same prompt, from 0.
+    seed: the sampling seed sent to the server.
+    principle: None if the completion has none.
     """
 
     key: str
@@ -182,8 +200,14 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts of one call, as reported by the server. `input` includes `cached` (read from the prompt cache) and
-    `written` (written to it); `output` includes `reasoning`."""
+    """Token counts of one call, as reported by the server.
+
+    input: all tokens of the request, with those read from and written to the prompt cache.
+    output: all tokens of the reply, with its reasoning.
+    cached: input tokens read from the prompt cache.
+    reasoning: output tokens of reasoning.
+    written: input tokens written to the prompt cache.
+    """
 
     input: int
     output: int
@@ -196,8 +220,12 @@ RatingState = Literal["rated", "not_applicable"]
 
 
 class Rating(NamedTuple):
-    """A judge's rating of one completion in one aspect. `score` is None exactly if the state is not_applicable. `types`
-    are the numbers of the aspect's types (such as kinds of error) that the judge named.
+    """A judge's rating of one completion in one aspect.
+
+    completion: the completion's key.
+    score: None exactly if the state is not_applicable.
+    rationale: the judge's reason for the rating.
+    types: the numbers of the aspect's types (such as kinds of error) that the judge named.
 
     Creating a NamedTuple takes a third of the time of a dataclass; a judgement of four completions has 16 ratings.
     """
@@ -212,13 +240,18 @@ class Rating(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FailureGroup:
-    """Unanswered completions or judgements of one model or judge (`endpoint`) with the same kind of failure and
-    verdict. `items` is their number. `example` is the error message of one item and `prompt_id` the prompt of one item;
-    the two items may differ.
+    """Unanswered completions or judgements of one model or judge, with the same kind of failure and the same verdict.
 
-    `kind` is an `aif.providers.base.Kind`, or empty for items that were never requested. `verdict`: `failed`
-    (permanent), `later` (retried by the next run), `refused` (by the provider), `pending` (not requested yet),
-    `waiting` (a judgement whose completions are pending); during a run also `again` (a call that is retried).
+    stage: `completion` or `judgement`.
+    endpoint: the model's or judge's name.
+    kind: an `aif.providers.base.Kind`. For items that were never requested, the failure that stopped all calls to the
+        model or judge; empty if there was none.
+    verdict: what becomes of the items: `failed` (permanent), `later` (retried by the next run), `refused` (by the
+        provider), `pending` (not requested yet), `waiting` (a judgement whose completions are pending); during a run
+        also `again` (a call that is retried).
+    items: the number of completions or judgements.
+    example: an error message of such an item; empty if there is none.
+    prompt_id: the prompt of one item, perhaps another than that of `example`.
     """
 
     stage: str
@@ -232,13 +265,17 @@ class FailureGroup:
 
 @dataclass(frozen=True, slots=True)
 class JudgingSpec:
-    """A request of the current rubric (`request` is its name there) to a judge of the pipeline, about `n` completions.
+    """A request of the current rubric to a judge of the pipeline. A *listwise* request shows all completions of a
+    prompt together; any other request shows one completion at a time.
 
-    A listwise request shows a judge all completions of a prompt together, and applies to prompts with exactly `n` of
-    them. Any other request shows one at a time (`n` is 1), and applies to prompts with at least `least` completions.
-    `judge_pass` numbers repeated ratings by one judge. `spec` is the digest of everything sent besides the texts. If a
-    listwise request exceeds the judge's context window, a request about single completions may replace it; `instead` is
-    the `spec` of that request, if there is one.
+    identity: which model the judge is, such as `qwen3-8b@main`.
+    judge_pass: numbers repeated ratings by the same judge, from 0.
+    request: the request's name in the rubric.
+    n: how many completions the request shows. A listwise request applies to prompts with exactly `n` completions.
+    least: the fewest completions of a prompt to which a request about single completions applies.
+    spec: the digest of everything sent besides the texts.
+    instead: the `spec` of a request about single completions. That request replaces a listwise request that exceeds the
+        judge's context window. None if no request may replace it.
     """
 
     judge: str
@@ -254,9 +291,13 @@ class JudgingSpec:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """The cost of calls in USD. `known` is certain. `unknown` is the most that calls of unknown cost may add: calls
-    that ended without usage, and calls in flight when a run crashed. `unpriced` is the number of calls without a price;
-    neither sum includes them."""
+    """The cost of calls in USD.
+
+    known: the sum of the costs that are certain.
+    unknown: the most that calls of unknown cost may add: calls that ended without usage, and calls in flight when a run
+        crashed.
+    unpriced: the number of calls without a price. Neither sum includes them.
+    """
 
     known: float = 0.0
     unknown: float = 0.0

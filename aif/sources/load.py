@@ -22,12 +22,13 @@ from aif.sources.prompt_rows import Skipped, read_row
 
 
 def read_prompts(source: Source, *, base: Path | None) -> Iterator[Prompt | Skipped]:
-    """Yield the prompts of a source up to its `limit`, and a `Skipped` for each row or completion that is left out
-    (`prompt_rows` decides that; `aif.engine.read_prompts` counts them).
+    """Yield the prompts of a source up to its `limit`, and a `Skipped` for each row or completion that is left out.
 
-    The limit counts prompts, not skipped rows. Consecutive rows with the same prompt, each with another completion,
-    count as one prompt. `base` is the folder where relative paths are searched first. Raises BadInput with the row's
-    place if a row or the source can't be read.
+    - The limit counts prompts, not skipped rows.
+    - Consecutive rows with the same prompt, each with another completion, count as one prompt.
+
+    `base` is the folder where relative paths are searched first. Raises BadInput with the row's place if a row or the
+    source can't be read.
     """
     rows = data_files.read_rows(_file(source.file, base)) if source.file else _hub_rows(source, base)
     count, last = 0, None

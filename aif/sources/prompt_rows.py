@@ -1,9 +1,12 @@
-"""Turn a row of a source, with its completions and its texts for the judge, into a prompt, or skip the row.
+"""Turn a row of a source, with its completions and its texts for the judge, into a prompt, or skip the row. No I/O.
 
-A row is skipped, with the reason, if a used cell can't be read, or if its conversation is empty, too long, without a
-user turn at its end, or of an unknown shape (see `_parse_turns` and `_why_no_prompt`). `aif.engine.read_prompts` counts
-the skipped rows. A row that contradicts the pipeline file (a missing column, another type) raises BadInput, before
-anything is spent. No I/O.
+A row is *skipped*, with the reason, in these cases (`aif.engine.read_prompts` counts the skipped rows):
+
+- a used cell can't be read;
+- the conversation is empty, longer than `max_chars`, or of an unknown shape;
+- the conversation has no user turn at its end, after assistant turns there were removed.
+
+A row that contradicts the pipeline file (a missing column, another type) raises BadInput, before anything is spent.
 """
 
 import re
@@ -50,8 +53,12 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A row that is left out, or one of its completions (`empty_completion`): the reason, the row's place (`file:line`,
-    or `file row N` from 0), and a detail for the message."""
+    """A row, or one of its completions, that is left out.
+
+    reason: `empty_completion` for a completion; any other reason is for the whole row.
+    where: the row's place: `file:line`, or `file row N` (from 0).
+    detail: the end of the message to the user, such as "no text".
+    """
 
     reason: Reason
     where: str
@@ -113,9 +120,12 @@ def _used_columns(source: Source) -> list[str]:
 
 
 def _column(row: Mapping[str, Any], name: str, setting: str, where: str, kind: str = "column") -> Any:
-    """Return the value that a row has under `name`. Raises BadInput if the row lacks it; the message says which
-    `setting` of the pipeline file to correct. `kind` is the message's word for what is missing: "column", or "key" of
-    an object."""
+    """Return the value that a row has under `name`. Raises BadInput if the row lacks it.
+
+    setting: the setting of the pipeline file that the message says to correct.
+    where: the row's place.
+    kind: the message's word for what is missing: "column", or "key" of an object.
+    """
     if name not in row:
         present = replace_surrogates(", ".join(map(str, row))) or "none"
         raise BadInput(
@@ -299,8 +309,8 @@ class _RawCompletion:
 def _raw_completions(
     row: Mapping[str, Any], entry: CompletionColumns, where: str
 ) -> tuple[list[_RawCompletion], list[str]]:
-    """Return the completions of a row in any of the layouts that `CompletionColumns` describes, and the columns that
-    hold them."""
+    """Return the completions of a row, and the columns that hold them. The column `entry.field` holds a list of
+    objects, a list of texts, or a single text."""
     value = _column(row, entry.field, "completions.field", where)
     if isinstance(value, str):
         if entry.model not in row and _PYTHON_OBJECTS.fullmatch(value):
@@ -328,9 +338,11 @@ def _is_completion_object(value: Any, entry: CompletionColumns) -> bool:
 def _list_in_cell(value: str, model: Any, key: str) -> Any:
     """Return the parsed list if a cell's text is a JSON list of completions, else the text unchanged.
 
-    `model` is the value in the row's column of model names, `key` the key of a completion's text in an object. If
-    `model` is a single name, only a list of turns, or of objects with `key`, counts as a list of completions. Any other
-    JSON list is then the answer of that model.
+    If `model` is a single name, only a list of turns, or of objects with `key`, counts as a list of completions. Any
+    other JSON list is then the answer of that model.
+
+    model: the row's value in the column of model names.
+    key: the key that holds a completion's text, in a list of objects.
     """
     parsed = _json_list(value)
     if not isinstance(parsed, list):
@@ -344,8 +356,14 @@ def _is_text(value: Any) -> bool:
 
 
 def _parallel_list(value: Any, texts: Sequence[Any], name: str | None, field: str, where: str) -> list[Any]:
-    """Return `value`, the content of column `name`, as a list of models or scores, one for each of the completions
-    `texts` in column `field`. Raises BadInput if it is no list or of another length."""
+    """Return the content of a column as a list of models or scores, one for each completion. Raises BadInput if it is
+    no list or of another length.
+
+    value: the column's content.
+    texts: the completions.
+    name: the column's name, for the message.
+    field: the name of the completions' column, for the message.
+    """
     parsed = _json_list(value)
     if not isinstance(parsed, list) or len(parsed) != len(texts):
         actual = f"a list of {len(parsed)}" if isinstance(parsed, list) else json_type(parsed)

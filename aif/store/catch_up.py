@@ -1,11 +1,14 @@
 """Bring the store up to date with its journal: read the records that the store lacks, and insert them batch by batch.
 
-JournaledStore.open calls it. So a reply that was in the journal but not in the store when a run was killed is inserted
-by the next command that writes: run, export, rebuild.
+`JournaledStore.open` calls `catch_up`. A reply may be in the journal but not in the store when a run is killed. The
+next command that writes (run, export, rebuild) inserts that reply.
 
-A long journal is read by a second process, which sends pickled batches through a pipe: Python parses while DuckDB
-writes. Two threads of one interpreter hardly overlap (200,000 calls: 14.6 s by two threads, 10.0 s by two processes,
-15.6 s one after the other). The second process ends when it can't write to the pipe, so it never outlives this one.
+A long journal is read by a *second process*, a Python process that runs `main` of this module. It parses records and
+sends them in pickled batches through a pipe, while DuckDB writes in this process.
+
+- Two threads of one interpreter hardly overlap. 200,000 calls take 14.6 s by two threads, 10.0 s by two processes, and
+  15.6 s one after the other.
+- The second process ends when it can't write to the pipe, so it never outlives this process.
 """
 
 import gc
@@ -57,8 +60,8 @@ def _apply(store: "Store", batches: Generator[JournalBatch]) -> tuple[int, list[
 
 
 def _read_in_process(folder: Path, start: Position, rubrics: Rubrics) -> Generator[JournalBatch]:
-    """Yield the journal's batches after `start` from a second process. If none can be started, this process reads
-    them."""
+    """Start a process that reads the journal after `start`, and yield the batches that it sends. If no process can be
+    started, this process reads the journal itself."""
     try:
         process, pipe = _start(folder, start)
     except OSError:
@@ -107,7 +110,13 @@ def _start(folder: Path, start: Position) -> tuple[subprocess.Popen[bytes], Bina
 
 
 def _receive(process: subprocess.Popen[bytes], pipe: BinaryIO, folder: Path) -> Any:
-    """Return the next object that the second process sent. Raises AifError if that process died."""
+    """Return the next object that the process reading the journal has sent: a JournalBatch, an exception or the final
+    result. Raises AifError if that process died.
+
+    process: the process, as started by `_start`.
+    pipe: the read end of the pipe to which the process writes.
+    folder: the journal's folder, named in the error message.
+    """
     try:
         return pickle.load(pipe)  # noqa: S301 - our own
     except Exception as error:
@@ -120,8 +129,13 @@ def _receive(process: subprocess.Popen[bytes], pipe: BinaryIO, folder: Path) -> 
 
 
 def main(folder: str, segment: str, offset: str, pipe: str) -> None:
-    """Read the journal from (`segment`, `offset`) in the second process, and write its batches to the file descriptor
-    `pipe`. Last comes a tuple of the fields that reading changed in `Rubrics`, or an exception if reading failed."""
+    """Read the journal in the process that `_start` starts, and write its batches, pickled, to a pipe. The pipe's last
+    object is a tuple of the fields that reading changed in `Rubrics`, or an exception if reading failed.
+
+    folder: the journal's folder.
+    segment, offset: the position in the journal to start from.
+    pipe: the file descriptor of the pipe's write end.
+    """
     gc.disable()  # records hold no cycles
     with suppress(BrokenPipeError, EOFError), open(int(pipe), "wb") as out:  # noqa: PTH123 - the reader has gone
         rubrics = Rubrics(*pickle.load(sys.stdin.buffer))  # noqa: S301 - our own

@@ -120,10 +120,10 @@ class Store:
                 raise
 
     def apply(self, steps: Sequence[Step], position: Position, damaged: int = 0) -> None:
-        """Apply the steps of a batch of journal records in one transaction; `position` is the journal position after
-        them. An existing answer is never replaced.
+        """Apply the steps of a batch of journal records in one transaction. An existing answer is never replaced.
 
-        `damaged` is the number of damaged lines in the batch.
+        position: the journal position after the batch.
+        damaged: the number of damaged lines in the batch.
         """
 
         def apply_all() -> None:
@@ -211,9 +211,11 @@ class Store:
         self.set_mark("sources", record["fingerprint"])
 
     def _insert_provided_scores(self) -> None:
-        """Insert the scores that came with provided completions as ratings, as if a judge had given them. If there are
-        any, every prompt with provided completions gets a judgement. It has no ratings if the prompt has no scores: no
-        judge will rate that prompt."""
+        """Insert the scores that came with provided completions as ratings, as if a judge had given them.
+
+        If any provided completion has a score, every prompt with provided completions gets a judgement. The judgement
+        of a prompt without scores has no ratings: no judge will rate that prompt.
+        """
         # a judge may have this name too, but its judgements have calls
         self._db.execute("DELETE FROM judgements WHERE identity = ? AND call_id IS NULL", [PROVIDED_JUDGE])
         self._db.execute(
@@ -240,9 +242,11 @@ class Store:
         return rows[0][0] if rows else None
 
     def compare_texts(self) -> None:
-        """Check whether the texts that judges were shown are still the texts of the completions. If a text differs or
-        is missing, a judgement counts from now on only if all texts shown are the present ones. A run can't cause this:
-        it replaces no completion."""
+        """Check whether the texts that judges were shown are still the texts of the completions.
+
+        If a text differs or is missing, a judgement counts from now on only if all texts shown are the present ones. A
+        run can't cause such a difference: it replaces no completion.
+        """
         if self.get_mark("texts"):
             return
         shown = " UNION ALL ".join(
@@ -258,8 +262,12 @@ class Store:
                 self.set_mark("texts", "compared")
 
     def replace_slots(self, batches: Iterable[Sequence[tuple[int, Slot, str | None]]], mark: str) -> None:
-        """Replace the plan. `batches` hold, for each planned completion, (position of its prompt in the selection, its
-        slot, digest of its principle's text or None). `mark` is a digest of the plan's inputs, stored with it."""
+        """Replace the plan: the list of all planned completions.
+
+        batches: for each planned completion, (position of its prompt in the selection, its slot, digest of its
+            principle's text or None).
+        mark: a digest of the plan's inputs, stored with the plan.
+        """
         with self._transaction():
             self._db.execute("DELETE FROM slots")
             for batch in batches:
@@ -274,7 +282,8 @@ class Store:
             self.set_mark("plan", mark)
 
     def set_judging_specs(self, specs: Sequence[JudgingSpec]) -> None:
-        """Replace the stored judging requests by `specs`. These follow from the current rubric and judges."""
+        """Replace the list of judging requests that the current rubric and judges need: one for each judge and request
+        of the rubric. A request about all completions of a prompt has one for each possible number of completions."""
         rows = [
             {
                 "judge": s.judge, "identity": s.identity, "pass": s.judge_pass, "request": s.request,
@@ -287,9 +296,11 @@ class Store:
             self.insert("specs", arrow_table("specs", rows))
 
     def set_materials(self, batches: Iterable[Sequence[tuple[str, str]]], mark: str) -> None:
-        """Replace the list of texts that the current rubric shows judges beside the conversations. `batches` hold
-        (prompt_id, digest of the text) for each prompt with such a text. `mark` is a digest of the list's inputs,
-        stored with it."""
+        """Replace the list of texts that the current rubric shows judges beside the conversations.
+
+        batches: (prompt_id, digest of the text) for each prompt with such a text.
+        mark: a digest of the list's inputs, stored with the list.
+        """
         with self._transaction():
             self._db.execute("DELETE FROM materials")
             for batch in batches:
@@ -298,9 +309,12 @@ class Store:
             self.set_mark("materials", mark)
 
     def list_pending(self, limit: int | None) -> None:
-        """Fill the tables that list a run's work, for the first `limit` selected prompts only (None: all): `todo`
-        (pending slots, which are planned completions), `ready` (prompts with pending judgements whose completions are
-        all answered or failed) and `settled` (slots answered or failed)."""
+        """Fill the tables that list a run's work, for the first `limit` selected prompts only (None: all).
+
+        todo: pending slots, which are planned completions to request.
+        ready: prompts with pending judgements whose completions are all answered or failed.
+        settled: slots answered or failed.
+        """
         condition = limit_condition(limit)
         with self._transaction():
             self._db.execute("DELETE FROM settled; DELETE FROM todo; DELETE FROM ready")
@@ -319,9 +333,11 @@ class Store:
             )
 
     def add_judgeable(self, positions: Sequence[int], per_prompt: int, min_completions: int) -> None:
-        """Add the prompts at `positions` (in the selection) that can now be judged to table `ready`. A prompt can be
-        judged if all its `per_prompt` slots (planned completions) are answered or failed, and at least
-        `min_completions` are answered."""
+        """Add to table `ready` those of the prompts at `positions` (in the selection) that can now be judged.
+
+        per_prompt: number of slots (planned completions) of a prompt. All of them must be answered or failed.
+        min_completions: the fewest slots that must be answered.
+        """
         with translated_errors(self.path):
             self._db.register("touched", pa.table({"position": pa.array(positions, pa.int64())}))
             self._db.execute(

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CompletionCall:
-    """A completion request, pending or answered, with the text of its principle, if any. `system` is how the system
-    message was sent and `tokens` the number of input tokens; both are None if the request is pending."""
+    """A completion request, pending or answered.
+
+    principle: the text of its principle; None if it has none.
+    system: how the system message was sent; None if the request is pending.
+    tokens: the number of input tokens; None if the request is pending.
+    """
 
     prompt: Prompt
     principle: str | None
@@ -29,8 +33,12 @@ class CompletionCall:
 
 @dataclass(frozen=True, slots=True)
 class PlannedJudgement:
-    """A pending judgement: the name of the rubric's request, the texts of its answered completions, and the models of
-    its completions that are still pending (`awaited`)."""
+    """A pending judgement.
+
+    request: the name of the rubric's request.
+    texts: the texts of its answered completions.
+    awaited: the models of its completions that are still pending.
+    """
 
     prompt: Prompt
     request: str
@@ -40,8 +48,14 @@ class PlannedJudgement:
 
 @dataclass(frozen=True, slots=True)
 class AnsweredJudgement:
-    """An answered judgement: the name of the rubric's request, the texts shown, the rubric's digest, the form of the
-    reply and the number of input tokens."""
+    """An answered judgement.
+
+    request: the name of the rubric's request.
+    texts: the texts shown to the judge.
+    rubric: the rubric's digest.
+    form: the form of the reply, such as JSON by a schema.
+    tokens: the number of input tokens.
+    """
 
     prompt: Prompt
     request: str
@@ -55,9 +69,14 @@ class AnsweredJudgement:
 class ReplyUsage:
     """Totals of tokens and seconds over the calls that reported token counts.
 
-    `calls` is the number of these calls. `items` is the number of completions or judgements that they answered, `shown`
-    the number of completions that these judgements rated. `input` includes the tokens read from a prompt cache
-    (`cached`) and those written to it (`written`); `output` includes the tokens of reasoning (`reasoning`).
+    items: completions or judgements that these calls answered.
+    shown: completions that these judgements rated; 0 for completions.
+    calls: calls that reported token counts.
+    input: tokens of the requests, with those read from and written to a prompt cache.
+    cached: input tokens read from a prompt cache.
+    written: input tokens written to a prompt cache.
+    output: tokens of the replies, with their reasoning.
+    reasoning: output tokens of reasoning.
     """
 
     items: int
@@ -80,7 +99,8 @@ _USED = (
 
 
 class EstimateReader(Reader):
-    """A `Reader` with the queries for estimates."""
+    """A `Reader` with the queries for estimates: samples of pending and of answered requests, and the usage of calls
+    made so far."""
 
     @classmethod
     def of(cls, store: "Store", retry_failed: bool = False) -> Self:

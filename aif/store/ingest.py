@@ -75,10 +75,11 @@ COLUMNS = {
 class Entry:
     """A journal record, with values that the record lacks and that the store or a run needs.
 
-    `ratings` are parsed from a judge's reply; None if the reply can't be parsed or the record is of another kind.
-    `place` is set for a completion of the current run: (position of its prompt in the selection, its number within the
-    prompt). `parts` is set for a judgement that exceeded the context window: the number of judgements of single
-    completions that replace it.
+    ratings: parsed from a judge's reply; None if the reply can't be parsed or the record is of another kind.
+    place: set for a completion of the current run: (position of its prompt in the selection, its number within the
+        prompt).
+    parts: set for a judgement that exceeded the context window: the number of judgements of single completions that
+        replace it.
     """
 
     record: Record
@@ -96,8 +97,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class RowBatch:
-    """Arrow rows to insert, by table. `answered` and `failed` are the keys of the completions and judgements that these
-    rows answer or report as failed."""
+    """Rows to insert into the store.
+
+    tables: the rows as Arrow tables, by name of the store's table.
+    answered: keys of the completions and judgements that these rows answer.
+    failed: keys of the completions and judgements that these rows report as failed.
+    """
 
     tables: dict[str, pa.Table]
     answered: list[str]

@@ -5,9 +5,14 @@ from it. Its record types (records.py) are the only format that later versions m
 
     feedback.journal/000001.jsonl     8 hex digits of the line's CRC-32, a space, a JSON object, a newline
 
-Each object has a key `at`, the place where its line was written: [segment, byte]. A line at another place is a copy if
-the original is still at its place, or if the same line was read before. Copies come from a segment restored under
-another number, or from repeated lines. They are skipped, so no record is applied twice.
+Each object has a key `at`, the place where its line was written: [segment, byte]. A *copy* is a line at another place,
+in one of two cases:
+
+- the original is still at its place;
+- the same line was read before.
+
+Copies come from a segment restored under another number, or from repeated lines. Copies are skipped, so no record is
+applied twice.
 """
 
 import os

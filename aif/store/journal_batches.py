@@ -23,10 +23,12 @@ RECORDS = 2000  # at most, in a batch, which is applied in one transaction
 class Rubrics:
     """The rubrics and reasoning tags with which the replies in the journal are parsed.
 
-    `files` holds the files of each rubric by its digest, `loaded` the rubrics made from them. `lost` are digests of
-    rubrics that replies need and that are missing or invalid. `tags` are the reasoning tags by `stage/identity`; models
-    and judges with the default, `auto`, are left out. `old_text_ids` has the completions to which the current tags give
-    a new text: by key, the text_id (digest) of the text in their record.
+    files: the files of each rubric, by the rubric's digest.
+    tags: the reasoning tags of each model and judge, by `stage/identity`. Those with the default, `auto`, are left out.
+    loaded: the rubrics made from `files`, by digest; None for a rubric that this version can't load.
+    lost: digests of rubrics that replies need and that are missing or invalid.
+    old_text_ids: for each completion to which the current tags give a new text, the digest of its recorded text. By the
+        completion's key.
     """
 
     files: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -77,9 +79,12 @@ def parse_record(record: Record, rubrics: Rubrics) -> Entry:
 
 
 def _with_shown_text_ids(record: Record, old_text_ids: dict[str, str]) -> Record:
-    """Return a judgement's record, with `shown` added if the current tags give one of its completions a new text.
-    `shown` has the text_ids (digests) of the texts that the judge saw; an added one has "" for completions without a
-    new text. Without `shown`, the judgement would count for the new text."""
+    """Return a judgement's record. If the current tags give one of its completions a new text, `shown` is added to the
+    record.
+
+    `shown` has the text_ids (digests) of the texts that the judge saw. An added `shown` has "" for completions without
+    a new text. Without `shown`, the judgement would count for the new text.
+    """
     item = record["item"]
     if "shown" in item or old_text_ids.keys().isdisjoint(item.get("completions", ())):
         return record
@@ -89,9 +94,10 @@ def _with_shown_text_ids(record: Record, old_text_ids: dict[str, str]) -> Record
 def _split_again(record: Record, tags: Tags) -> Record:
     """Return a call's record with its reply split into text and reasoning again, with the current tags.
 
-    If nothing was cut from the reply, the record has no `said` (the reply as received). If the text of such a record
-    changes, `said` and `was` (the recorded text) are added. A completion that is left without text becomes a failure; a
-    completion that failed as empty but now has text becomes an answer.
+    - If nothing was cut from the reply, the record has no `said` (the reply as received). If the text of such a record
+      changes, `said` and `was` (the recorded text) are added.
+    - A completion that is left without text becomes a failure.
+    - A completion that failed as empty but now has text becomes an answer.
     """
     if record["kind"] not in (None, Kind.EMPTY, Kind.UNREADABLE):
         return record
@@ -113,8 +119,13 @@ def _split_again(record: Record, tags: Tags) -> Record:
 
 @dataclass(frozen=True, slots=True)
 class JournalBatch:
-    """The journal's next records, at most RECORDS (2,000), turned into steps for `Store.apply`. `position` is the
-    journal position after them, `records` their number; `damaged` are the damaged lines among them."""
+    """The journal's next lines, at most RECORDS (2,000), turned into steps for the store.
+
+    position: the journal position after these lines.
+    records: the number of readable records in them.
+    steps: what `Store.apply` inserts.
+    damaged: the damaged lines among them.
+    """
 
     position: Position
     records: int
@@ -131,7 +142,8 @@ def read_batches(folder: Path, start: Position, rubrics: Rubrics) -> Generator[J
 
 
 def _with_sizes(folder: Path, start: Position) -> Iterator[tuple[Position, Record | Damage, int]]:
-    """Yield what `journal.replay` yields, each with its size in bytes."""
+    """Yield each record after `start`, or a `Damage` in place of an unreadable one, as (position after it, record, its
+    size in bytes)."""
     last = start
     for position, record in journal.replay(folder, start):
         begin = last.offset if last.segment == position.segment else 0

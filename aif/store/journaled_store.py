@@ -1,9 +1,13 @@
 """The store with its journal, opened for writing: every record goes to the journal first, then into the store.
 
-After a kill between the two, or a crash, the next command that opens the store recovers: it takes the lock, removes an
-incomplete last line, and inserts the records that the store lacks (catch_up.py). A store that is missing, damaged, of
-another version, or made from another journal is set aside and rebuilt from the journal. Records that only the old store
-has are written back to the journal (salvage.py); then the old store is deleted.
+A store that is *set aside* is renamed and kept for the time being. After a kill or a crash, the next command that opens
+the store recovers:
+
+1. It takes the lock and removes an incomplete last line of the journal.
+2. A store that is missing, damaged, of another version, or made from another journal is set aside; an empty store
+   replaces it.
+3. It inserts the records that the store lacks (catch_up.py).
+4. It writes the records that only the old store has back to the journal (salvage.py), then deletes the old store.
 """
 
 import math
@@ -45,8 +49,8 @@ Notify = Callable[[str], None]
 class JournaledStore:
     """A store and its journal, open for writing by this process, which holds their lock. Close it to release both.
 
-    `keep` writes records to both. `rubrics` holds the rubrics and reasoning tags with which replies in the journal are
-    parsed.
+    Method `keep` writes records to both. Attribute `rubrics` holds the rubrics and reasoning tags with which replies in
+    the journal are parsed.
     """
 
     def __init__(
@@ -69,9 +73,11 @@ class JournaledStore:
     ) -> Self:
         """Open the store at `path` for writing, and recover from crashes and damage.
 
-        `notify` gets a line for each problem found. `rubric` is the pipeline's, used if the journal lost it. `rebuild`
-        builds a new store from the journal in any case. `tags` are the pipeline's (`Pipeline.reasoning_tags`): if they
-        changed since replies were parsed, the store is rebuilt with them.
+        notify: gets a line for each problem found.
+        rubric: the pipeline's rubric, used if the journal lost it.
+        rebuild: build a new store from the journal in any case.
+        tags: the pipeline's reasoning tags by `stage/identity`. If they changed since replies were parsed, the store is
+            rebuilt with the new ones.
 
         Raises StoreLocked if another process has the lock, JournalDamaged if records are lost that the user should
         restore first, BadInput if `path` can't be a store.
@@ -145,11 +151,12 @@ class JournaledStore:
         rebuild: bool = False,
         tags: Mapping[str, Tags] = MappingProxyType({}),
     ) -> T:
-        """Open the store and return `work(journaled_store)`; if the store is damaged, rebuild it and try once more.
+        """Open the store and return `work(journaled_store)`. The other arguments are those of `open`.
 
-        Damage in a store file shows only when the damaged block is read, in any thread. The second `work` finds what
-        the first one stored; a second failure is raised. `work` also runs again, with a larger memory limit, if DuckDB
-        ran out of memory. The other arguments are those of `open`.
+        - If the store is damaged, it is rebuilt and `work` runs once more. Damage in a store file shows only when the
+          damaged block is read, in any thread.
+        - If DuckDB ran out of memory, `work` runs once more, with a larger memory limit.
+        - The second `work` finds what the first one stored. A second failure is raised.
         """
         try:
             with cls.open(path, notify, rubric, rebuild, tags) as journaled:
@@ -177,9 +184,13 @@ class JournaledStore:
         self._resources.close()
 
     def _write_back(self, aside: Path, end: Position, damaged: Sequence[Damage], notify: Notify) -> None:
-        """Write to the journal the records that only the set-aside store at `aside` has, and delete that store if all
-        of it could be read. `end` is where the journal ended when it was opened, `damaged` are the journal's damaged
-        lines. Raises JournalDamaged if the store belongs to another pipeline."""
+        """Write to the journal the records that only a set-aside store has. Delete that store if all of it could be
+        read. Raises JournalDamaged if the store belongs to another pipeline.
+
+        aside: the path of the set-aside store.
+        end: the journal's end when the journal was opened.
+        damaged: the journal's damaged lines.
+        """
         written = 0
         try:
             old_store = SetAsideStore.open(aside)
@@ -326,9 +337,11 @@ def _rename_unreadable(aside: Path) -> str:
 
 
 def _usable_store(paths: StorePaths, opened: Journal, notify: Notify, rebuild: bool) -> tuple[Store, bool]:
-    """Return (an open store, whether it is the existing one). The existing store is used if it fits the journal
-    (`opened`) and lacks few records. Otherwise, or with `rebuild`, it is set aside and the open store is empty, to be
-    filled from the journal.
+    """Return (an open store, whether it is the existing one).
+
+    - The existing store is used if it fits the journal (`opened`) and lacks few records of damaged lines.
+    - Otherwise, or with `rebuild`, the existing store is set aside. The open store is empty, to be filled from the
+      journal.
 
     Raises BadInput if the store's path is a folder, or an unreadable file without a journal: it may be another
     program's.

@@ -28,7 +28,13 @@ def folder_error(folder: Path, error: OSError, how: str) -> BadInput:
 
 @dataclass(frozen=True, slots=True)
 class LockNote:
-    """A note in a lock file about the process that holds the lock."""
+    """A note in a lock file about the process that holds the lock.
+
+    pid: the process's id.
+    host: the name of the machine on which the process runs.
+    since: when the process took the lock.
+    command: its command line, without values that may hold an API key.
+    """
 
     pid: int
     host: str

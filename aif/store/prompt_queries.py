@@ -12,8 +12,11 @@ from aif.store.query import Queries
 
 @dataclass(frozen=True, slots=True)
 class StoredPrompt:
-    """A prompt with its material (texts shown to judges beside the conversation). `meta` holds the unused columns of
-    its source row, as JSON text; `source` is None if the pipeline no longer selects the prompt."""
+    """A prompt with its material (texts shown to judges beside the conversation).
+
+    meta: the unused columns of its source row, as JSON text.
+    source: the name of its source; None if the pipeline no longer selects the prompt.
+    """
 
     prompt: Prompt
     meta: str
@@ -31,8 +34,12 @@ class Dissent:
 
 @dataclass(frozen=True, slots=True)
 class PairKeys:
-    """A preference pair without texts: its number `n` (from 0 within the prompt), the keys and scores of its
-    completions, and the judges that prefer the rejected one (`dissents`)."""
+    """A preference pair without texts.
+
+    n: its number within the prompt, from 0.
+    chosen, rejected: the keys of its completions.
+    dissents: the judges that prefer the rejected completion.
+    """
 
     n: int
     chosen: str
@@ -44,8 +51,12 @@ class PairKeys:
 
 @dataclass(frozen=True, slots=True)
 class PromptOutcome:
-    """The result of pairing a prompt: `outcome` is `paired` or the reason why not, `aspects` are the aspects that its
-    completions' scores are made of, `unrated` is the number of completions left out because they have no rating."""
+    """The result of pairing a prompt.
+
+    outcome: `paired`, or the reason why the prompt is not paired.
+    aspects: the aspects that its completions' scores are made of.
+    unrated: the number of completions left out because they have no rating.
+    """
 
     outcome: str
     aspects: tuple[str, ...]
@@ -53,7 +64,7 @@ class PromptOutcome:
 
 
 class PromptQueries(Queries):
-    """Queries about one prompt."""
+    """Queries about one prompt: its conversation, completions, judgements, pairs and outcome."""
 
     def example_prompt_id(self) -> str:
         """Return the first 12 characters of some paired prompt's id; empty if no prompt is paired."""
@@ -115,23 +126,33 @@ class PromptQueries(Queries):
         return dict(self._rows(query, [prompt_id]))
 
     def score_sources(self, prompt_id: str) -> dict[str, str]:
-        """Return the name of the scale (see `Source.scale`) of each score that came with a completion of the prompt, by
-        completion key. Scores whose scale is unknown are left out."""
+        """Return the name of the scale, such as the source's name, of each score that came with a completion of the
+        prompt. By completion key; scores whose scale is unknown are left out."""
         return dict(
             self._rows("SELECT key, source FROM carried WHERE prompt_id = ? AND source IS NOT NULL", [prompt_id])
         )
 
     def slots_with_calls(self, prompt_id: str) -> list[dict[str, Any]]:
-        """Return a row for each planned completion of the prompt, ordered by number. Its columns are those of view
-        `slot_states`, of the completion (text, reasoning, finish, system), of its scores (score, spread, and by_judge
-        as one text), and of its call (sent, served, seconds, n, input_tokens, output_tokens, usd). `n` numbers the
-        calls for the completion in a run. `raw` is a received reply that could not be used."""
+        """Return a row for each planned completion of the prompt, ordered by number. A row has these columns:
+
+        - of the plan: the columns of view `slot_states`;
+        - of the completion: text, reasoning, finish, system;
+        - of its scores: score, spread, and by_judge (all judges' scores as one text);
+        - of its call: sent, served, seconds, input_tokens, output_tokens, usd, and n, which numbers the calls for the
+          completion in a run;
+        - of its last failure: raw, a received reply that could not be used.
+        """
         return self._query(_SLOTS, [prompt_id])
 
     def judgements_with_calls(self, prompt_id: str) -> list[dict[str, Any]]:
         """Return a row for each answered judgement of the prompt that the pipeline wants, ordered by judge, pass and
-        request: the columns of table `judgements`, its call (as in `slots_with_calls`), and as JSON its rubric's files
-        (`files`) and the material shown (`shown_material`)."""
+        request. A row has these columns:
+
+        - the columns of table `judgements`;
+        - of its call: sent, served, seconds, input_tokens, output_tokens, usd, and n, which numbers the calls for the
+          judgement in a run;
+        - as JSON: files (its rubric's files) and shown_material (the texts shown beside the conversation).
+        """
         return self._query(_JUDGEMENTS, [prompt_id])
 
     def failed_judgements(self, prompt_id: str) -> list[dict[str, Any]]:

@@ -17,14 +17,30 @@ Every record has `t`, its type, and `v`, that type's version. Later versions of 
     split      the share of prompts in the test split, computed for a test size: asked, threshold
     mended     the number of damaged lines before this record that were recovered: lines
 
-A call holds: id, stage, key, prompt_id, endpoint, identity, n, started, seconds, verdict, kind, message, raw, usage,
-usd, sent, served, text, reasoning, finish; if usd is unknown, bound is the most it can be, if that is known. The id is
-the run's id, a hyphen and a number. If reasoning was cut out of the text, `said` holds [the content as received, the
-reasoning received in a separate field]; `mark` is text that looks like a reasoning tag (see core/reasoning.py). `item`
-holds what only calls of this stage have:
+A call is made for an *item*: one completion or one judgement. Its record holds:
+
+    id                       the run's id, a hyphen and a number
+    stage, key, prompt_id    completion or judgement; the id of the item; the id of its prompt
+    endpoint, identity       the model or judge: its name in the pipeline file, and which model exactly
+    item                     what only items of this stage have, see below
+    n                        number of the call among the item's calls in its run, from 1
+    started, seconds         when the call was sent, and how long it took
+    verdict                  answered, again, later, failed or refused
+    kind, message, raw       of a failed call: kind of failure, error message, reply as received
+    usage, usd               token counts and cost; null if unknown
+    bound                    the most that the call can have cost, if usd is unknown and this is known
+    sent, served             the request's settings, and what the server reports about itself
+    text, reasoning, finish  the reply, split, and its finish reason
+    said                     if reasoning was cut out of the text: [the content as received, the reasoning received in a
+                             separate field]
+    mark                     text that looks like a reasoning tag (see core/reasoning.py)
+
+The field `item` holds:
+
     completion: sample, seed, principle (digest), system
     judgement:  pass, request, rubric (digest), spec, material (digest or null), form, completions (keys in the order
                 shown), shown (text_id of each; without it, the texts as the completions' records hold them)
+
 In a call written back from a set-aside store, `item` is empty if its completion or judgement never got a result.
 """
 
@@ -62,9 +78,13 @@ def carried(key: str, prompt_id: str, completion: ProvidedCompletion) -> Record:
 
 
 def page(start: int, rows: Iterable[tuple[str, str]], carried: Iterable[Sequence[Any]] = ()) -> Record:
-    """Build the record of a page: a part of the selection (the prompts that the sources hold now) that begins at
-    position `start`. `rows` are (prompt_id, source). `carried` are the completions provided with these prompts, as
-    (prompt_id, key, score) or (prompt_id, key, score, name of the score's scale)."""
+    """Build the record of a page: a part of the selection (the prompts that the sources hold now).
+
+    start: the position of the page's first prompt.
+    rows: (prompt_id, source) of each prompt.
+    carried: the completions provided with these prompts, each as (prompt_id, key, score) or (prompt_id, key, score,
+        name of the score's scale).
+    """
     provided = [list(row) for row in carried]
     sources = [row.pop() if len(row) > 3 else None for row in provided]
     return {
@@ -104,7 +124,13 @@ def mended(lines: int) -> Record:
 
 @dataclass(frozen=True, slots=True)
 class CallItem:
-    """The completion or judgement that a call is for. `details` is the record's `item`, which depends on the stage."""
+    """The completion or judgement that a call is for.
+
+    endpoint: the name of the model or judge that is called.
+    identity: which model exactly, such as `qwen3-8b@main`.
+    details: what only items of this stage have, such as a completion's seed or a judgement's rubric. The call's record
+        holds it as `item`.
+    """
 
     stage: Stage
     key: str
@@ -129,8 +155,12 @@ def call(
 ) -> Record:
     """Build the record of one call, with the whole reply even if it could not be used.
 
-    `usd` is the cost, None if unknown; `bound` is then the most that the call can have cost. `n` numbers the calls for
-    this item (completion or judgement) in its run, from 1.
+    id: the run's id, a hyphen and a number.
+    n: numbers the calls for this item (completion or judgement) in its run, from 1.
+    verdict: what becomes of the item, such as `answered`, `failed` (permanent) or `later`.
+    error: why the call failed; None if it succeeded.
+    usd: the cost; None if unknown.
+    bound: the most that a call of unknown cost can have cost; None if that is unknown too.
     """
     received = reply or (error.reply if error else None)
     return {

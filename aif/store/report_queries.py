@@ -1,7 +1,13 @@
 """Queries for summaries and reports: progress, failures, spend, models, pairs.
 
-An item is a completion or judgement that the pipeline wants. Its state is answered, failed (permanently), later
-(failed, and retried by the next run) or pending (no result yet). `Tally.pending` counts the last two states.
+An *item* is a completion or judgement that the pipeline wants. It has one of these states:
+
+- answered;
+- failed: permanently;
+- later: failed, and retried by the next run;
+- pending: no result yet.
+
+`Tally.pending` counts the last two states.
 """
 
 from collections import Counter
@@ -27,13 +33,16 @@ SIDE_COUNTS = ("empty_completion", "rescored", "alike")
 
 @dataclass(frozen=True, slots=True)
 class ReasoningMarks:
-    """Completions of a model that may be split wrongly into reasoning and answer: their number, with an example. `kind`
-    says which sign they show.
+    """Completions of a model that may be split wrongly into reasoning and answer.
 
-    `left`: a tag is still in the text. `cut`: reasoning was cut at a tag that the reply may only mention. `whole`: the
-    text ends at max_tokens and may be all reasoning, since other completions of the model contain reasoning. If `model`
-    is empty, prompts are counted instead: those with a tag `left` in an earlier assistant turn. `example` is an excerpt
-    from one of the completions or prompts, and `prompt_id` its prompt.
+    model: its name. If empty, prompts are counted in place of completions: those with a tag in an earlier assistant
+        turn.
+    kind: the sign that the completions show. `left`: a tag is still in the text. `cut`: reasoning was cut at a tag that
+        the reply may only mention. `whole`: the text ends at max_tokens and may be all reasoning, since other
+        completions of the model contain reasoning.
+    completions: the number of completions, or of prompts.
+    prompt_id: the prompt of the example.
+    example: an excerpt from one of the completions or prompts.
     """
 
     model: str
@@ -45,8 +54,13 @@ class ReasoningMarks:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Numbers of a model's completions or a judge's judgements, by state: `failed` is permanent, `later` is retried by
-    the next run; `wanted` is the total of all states."""
+    """Numbers of a model's completions or a judge's judgements, by state.
+
+    wanted: all of them, in any state.
+    answered: those with a usable reply.
+    failed: those that failed permanently.
+    later: those that failed and are retried by the next run.
+    """
 
     wanted: int
     answered: int
@@ -63,9 +77,11 @@ class Tally:
 class ItemCounts:
     """Counts of selected prompts, and of the completions and judgements (items) that the pipeline wants now.
 
-    `tallies` counts items by (stage, model or judge), as if every pending completion will be answered. `slots` has the
-    number of prompts by their number of planned completions. `complete` is the number of prompts with all items
-    answered. `missing` are the unanswered items, grouped by the reason.
+    prompts: the number of selected prompts.
+    complete: the number of prompts with all items answered.
+    slots: the number of prompts, by their number of planned completions.
+    tallies: counts of items by (stage, model or judge), as if every pending completion will be answered.
+    missing: the unanswered items, grouped by the reason.
     """
 
     prompts: int
@@ -94,14 +110,16 @@ class ItemCounts:
 
 @dataclass(frozen=True, slots=True)
 class PromptCounts:
-    """Counts of the rows read and of the selected prompts, by result. `intake` has the number of rows by result
-    (`selected`, or the reason why left out), `outcomes` the number of selected prompts by outcome (`paired`, or the
-    reason why not). Each row and each prompt is counted once.
+    """Counts of the rows read and of the selected prompts, by result.
 
-    `pairs` is the number of pairs. `empty` counts provided completions that were left out because they have no text.
-    `rescored` counts scores that were ignored because the same completion came earlier with another score, another
-    scale or no score. `alike` counts prompts that differ from an earlier one only in spaces or Unicode form. `unrated`
-    counts completions that were not paired because they have no rating.
+    intake: rows, by result: `selected`, or the reason why left out. Each row is counted once.
+    outcomes: selected prompts, by outcome: `paired`, or the reason why not. Each prompt is counted once.
+    pairs: the number of pairs.
+    empty: provided completions that were left out because they have no text.
+    rescored: scores that were ignored because the same completion came earlier with another score, another scale or no
+        score.
+    alike: prompts that differ from an earlier one only in spaces or Unicode form.
+    unrated: completions that were not paired because they have no rating.
     """
 
     intake: dict[str, int]
@@ -120,8 +138,13 @@ class PromptCounts:
 
 @dataclass(frozen=True, slots=True)
 class UnratedJudgements:
-    """The number (`items`) of judgements by a judge (`endpoint`) that have no ratings for the same reason (`kind`): a
-    kind of failure, or "not sent yet". `example` is the error message of one of them."""
+    """Judgements by one judge that have no ratings for the same reason.
+
+    endpoint: the judge's name.
+    kind: the reason: a kind of failure, or "not sent yet".
+    items: the number of judgements.
+    example: the error message of one of them; empty if there is none.
+    """
 
     endpoint: str
     kind: str
@@ -130,11 +153,12 @@ class UnratedJudgements:
 
 
 class ReportQueries(Queries):
-    """Queries for summaries and reports."""
+    """Queries for printed summaries and for a dataset's card: counts of prompts and items, failures, spend, standings
+    of the models, agreement of the judges."""
 
     def tallies(self, limit: int | None = None) -> dict[tuple[str, str], Tally]:
-        """Count the wanted completions and judgements by state (see `Tally`), for each (stage, model or judge), in the
-        first `limit` selected prompts (None: in all).
+        """Count the wanted completions and judgements, for each (stage, model or judge): all, answered, failed
+        permanently, and to be retried. Only the first `limit` selected prompts count (None: all).
 
         The stage `carried` has the completions provided with prompts, by author. Judgements are counted as if every
         pending completion will be answered.

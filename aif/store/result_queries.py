@@ -24,8 +24,13 @@ PAIRS_AT_ONCE = 500_000
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A preference pair: a prompt with the texts, models and scores of its chosen and rejected completions. `n` numbers
-    the pairs of a prompt from 0."""
+    """A preference pair with texts.
+
+    messages: the prompt's conversation.
+    chosen, rejected: the texts of its completions.
+    chosen_model, rejected_model: the names of their models.
+    n: the pair's number within the prompt, from 0.
+    """
 
     prompt_id: str
     source: str
@@ -41,8 +46,12 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class ScoredCompletion:
-    """A prompt with one of its completions, the model's name and the score. `label` is the KTO label (True: desirable),
-    None for other formats."""
+    """A prompt with one of its completions.
+
+    completion: the completion's text.
+    model: the model's name.
+    label: the KTO label (True: desirable); None for other formats.
+    """
 
     prompt_id: str
     source: str
@@ -55,8 +64,15 @@ class ScoredCompletion:
 
 @dataclass(frozen=True, slots=True)
 class CompletionResult:
-    """A planned completion and its result. `text` and `finish` are None unless it is answered; `kind` is the kind of
-    the last failure if it is not answered. `principle` is a digest of the principle's text."""
+    """A planned completion and its result.
+
+    principle: a digest of the principle's text; None if it has none.
+    state: `answered`, `failed` (permanently), `later` (retried by the next run) or `pending`.
+    kind: the kind of the last failure; None if the completion is answered or was never requested.
+    text: None unless the completion is answered.
+    finish: the finish reason; None unless the completion is answered.
+    score: None if the completion has no score.
+    """
 
     key: str
     model: str
@@ -70,9 +86,18 @@ class CompletionResult:
 
 @dataclass(frozen=True, slots=True)
 class JudgementResult:
-    """A judgement that the pipeline wants, and its result. `answers` are the completions to judge (sorted keys),
-    `request` is the name of the rubric's request. `key` is None if the judgement was never requested; `text` is the
-    judge's reply, even if unparseable; `shown` are the completions' keys in the order in which the judge saw them."""
+    """A judgement that the pipeline wants, and its result.
+
+    key: the judgement's id; None if it was never requested.
+    judge_pass: numbers repeated ratings by the same judge, from 0.
+    request: the name of the rubric's request.
+    answers: keys of the completions to judge, sorted.
+    state: `answered`, `failed` (permanently), `later` (retried by the next run) or `pending`.
+    kind: the kind of the last failure; None if the judgement is answered or was never requested.
+    text: the judge's reply, even if unparseable or truncated; None after any other failure, or if never requested.
+    shown: the completions' keys in the order in which the judge saw them; empty unless the judgement is answered.
+    ratings: empty unless the judgement is answered.
+    """
 
     key: str | None
     judge: str
@@ -88,8 +113,13 @@ class JudgementResult:
 
 @dataclass(frozen=True, slots=True)
 class PromptResult:
-    """A prompt with its metadata, its material (texts shown to judges beside the conversation), and all planned
-    completions (`answers`) and wanted judgements (`verdicts`) with their results."""
+    """A prompt with all its results.
+
+    meta: the unused columns of its source row.
+    material: texts shown to judges beside the conversation, by the name of their placeholder in the rubric.
+    answers: the planned completions with their results.
+    verdicts: the wanted judgements with their results.
+    """
 
     prompt_id: str
     source: str
@@ -104,7 +134,8 @@ _Page = tuple[list[dict[str, Any]], dict[str, tuple[Message, ...]], dict[str, st
 
 
 class ResultReader(Reader):
-    """A `Reader` with the queries for pairing and datasets."""
+    """A `Reader` with the queries for pairing and datasets: mean ratings, pairs and scored completions with their
+    texts, and prompts with all results."""
 
     def unpaired_prompts(self) -> pa.Table:
         """Return (prompt_id, outcome) of the selected prompts that can't be paired now, in the selection's order. The
@@ -160,8 +191,8 @@ class ResultReader(Reader):
 
     def _rated_between(self, columns: Sequence[tuple[str, str]], first: int, last: int) -> pa.Table:
         """Return the completions of the prompts at positions `first` to `last` with their mean ratings, in columns
-        `mean0`, `mean1`, ...: one for each (judge, aspect) in `columns`. The prompts that `scores` leaves out are left
-        out."""
+        `mean0`, `mean1`, ...: one for each (judge, aspect) in `columns`. Prompts with pending judgements, or without
+        any answered judgement, are left out."""
         means = [_MEAN.format(n=n) for n in range(len(columns))]
         names = {
             f"{letter}{n}": name for n, pair in enumerate(columns) for letter, name in zip("ja", pair, strict=True)

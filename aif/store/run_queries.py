@@ -1,4 +1,4 @@
-"""Queries of a run: selected prompts, pending work, and the texts to send to models and judges."""
+"""Queries for the work of a run: selected prompts, pending work, and the texts to send to models and judges."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -32,10 +32,12 @@ def _among(positions: Sequence[int]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class PendingSlot:
-    """A completion to request: its slot (the planned completion), its prompt, and the text of its principle, if any.
+    """A completion to request.
 
-    `seq` numbers the pending slots of a model; `position` is the position of the prompt in the selection.
-    `slot.principle` is None: the text is in `principle`.
+    seq: numbers the pending slots of a model.
+    position: the position of the prompt in the selection.
+    slot: the planned completion. Its `principle` is None.
+    principle: the text of its principle; None if it has none.
     """
 
     seq: int
@@ -47,11 +49,16 @@ class PendingSlot:
 
 @dataclass(frozen=True, slots=True)
 class PendingJudgement:
-    """A judgement to request: the judge, its pass, the name of the rubric's request, and the completions (`answers`,
-    sorted keys).
+    """A judgement to request.
 
-    `spec` is a digest of the request's fixed part, `material` a digest of the texts shown beside the conversation.
-    `outdated` means that the judge already judged these completions, but with other texts.
+    judge: the judge's name.
+    identity: which model the judge is, such as `qwen3-8b@main`.
+    judge_pass: numbers repeated ratings by the same judge, from 0.
+    request: the name of the rubric's request.
+    spec: a digest of the request's fixed part: everything sent besides the texts.
+    material: a digest of the texts shown beside the conversation; None if there are none.
+    answers: keys of the completions to judge, sorted.
+    outdated: whether the judge already judged these completions when they had other texts.
     """
 
     judge: str
@@ -66,10 +73,11 @@ class PendingJudgement:
 
 @dataclass(frozen=True, slots=True)
 class JudgeablePrompt:
-    """A prompt whose completions are all answered or failed: the texts of the answered ones by key, and the judgements
-    still pending (`needs`).
+    """A prompt whose completions are all answered or failed, so that it can be judged.
 
-    `seq` numbers such prompts, in the order in which they became ready to be judged.
+    seq: numbers such prompts, in the order in which they became ready to be judged.
+    texts: the texts of the answered completions, by key.
+    needs: the judgements still pending.
     """
 
     seq: int
@@ -79,7 +87,8 @@ class JudgeablePrompt:
 
 
 class RunQueries(Queries):
-    """Queries of a run."""
+    """Queries that the engine needs while it plans and runs: stored and selected prompts, provided completions, judging
+    requests, pending slots, prompts that can be judged."""
 
     # --- reading the sources ------------------------------------------------------------------------------------------
 
@@ -185,7 +194,8 @@ class RunQueries(Queries):
         return bool(self._rows(query)[0][0])
 
     def judging_specs(self) -> set[JudgingSpec]:
-        """Return the judging requests that `Store.set_judging_specs` stored."""
+        """Return the requests that the current rubric and judges need: one for each judge and request of the rubric. A
+        request about all completions of a prompt has one for each possible number of completions."""
         rows = self._rows("SELECT judge, identity, pass, request, listwise, n, least, spec, instead FROM specs")
         return {JudgingSpec(*row) for row in rows}
 
@@ -222,7 +232,8 @@ class RunQueries(Queries):
         return int(self._rows("SELECT coalesce(max(seq), 0) FROM todo WHERE model = ?", [model])[0][0])
 
     def last_judgeable_prompt(self) -> int:
-        """Return the highest `seq` of the judgeable prompts (see `Store.add_judgeable`), 0 if none."""
+        """Return the highest `seq` of the judgeable prompts, whose completions are all answered or failed; 0 if there
+        are none."""
         return int(self._rows("SELECT coalesce(max(seq), 0) FROM ready")[0][0])
 
     def judgeable_prompts(self, after: int, limit: int) -> list[JudgeablePrompt]:
@@ -266,7 +277,8 @@ class RunQueries(Queries):
         )
 
     def _prompts(self, rows: Sequence[tuple[Any, ...]]) -> dict[int, Prompt]:
-        """Turn rows of `_prompt_rows` into prompts with their messages and material, by position."""
+        """Return the prompts at these positions with their messages and material, by position. A row is (position,
+        prompt id, source, bytes)."""
         prompts: dict[int, Prompt] = {}
         for page in batched(rows, lambda row: row[-1], KEYS_PER_QUERY):
             ids = [id for _, id, *_ in page]
@@ -277,7 +289,8 @@ class RunQueries(Queries):
         return prompts
 
     def _completion_texts(self, rows: Sequence[tuple[Any, ...]]) -> dict[int, dict[str, str]]:
-        """Return the texts of the completions in rows of `_completion_rows`, by position and key."""
+        """Return the texts of completions, by position of the prompt and by the completion's key. A row is (position,
+        key, bytes)."""
         by_position: dict[int, dict[str, str]] = {}
         for page in batched(rows, lambda row: row[-1], KEYS_PER_QUERY):
             texts = self._column("completions", "text", [key for _, key, _ in page])
@@ -318,9 +331,13 @@ class RunQueries(Queries):
     # --- comparing with another store ---------------------------------------------------------------------------------
 
     def missing_rows(self, table: str, keys: str, rows: "pa.Table") -> list[int]:
-        """Return the row numbers (column `row`) of the `rows` of another store that this store's `table` lacks. Rows
-        are compared by key: `keys` names its columns, separated by commas. If the key is one column, rows with NULL in
-        it are ignored."""
+        """Return the numbers (column `row`) of those rows of another store that this store's table lacks. Rows are
+        compared by key. If the key is one column, rows with NULL in it are ignored.
+
+        table: the name of this store's table.
+        keys: the names of the key's columns, separated by commas.
+        rows: the other store's rows, with their key and their number.
+        """
         self._db.register("theirs", rows)
         missing = self._rows(
             f"SELECT row FROM theirs ANTI JOIN {table} USING ({keys}) WHERE ({keys}) IS NOT NULL ORDER BY row"

@@ -1,7 +1,11 @@
-"""Rebuild journal records from the rows that a set-aside store (set_aside.py) has and the current store lacks.
+"""Rebuild journal records from the rows that a set-aside store has and the current store lacks. A *set-aside* store was
+renamed because it can't be used, and is kept for the records that nothing else has (set_aside.py).
 
-The rows of a store hold everything of a call except a judge's reasoning and finish reason, the text of a second answer
-to an item, and the `item` of a call whose item never got a result.
+The rows of a store hold everything of a call except:
+
+- a judge's reasoning and finish reason;
+- the text of a second answer to the same completion or judgement;
+- the record's field `item`, if no call for this completion or judgement got a result.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,11 +41,13 @@ _USAGE = {"input": "input", "output": "output", "cached": "cached", "reasoning":
 
 
 def missing_records(old_store: SetAsideStore, reader: Reader, retried: bool = False) -> Iterator[list[Record]]:
-    """Yield, in batches, records of everything that the old store has and the reader's store lacks.
+    """Yield, in batches, records of everything that the old store has and the reader's store lacks. Store each batch
+    before taking the next.
 
-    Store each batch before taking the next. Calls are yielded before answers. An answer is yielded only if its call is
-    still not in the reader's store then: the call's row in the old store is damaged. `retried` says that
-    `--retry-failed` was used since the old store was last written.
+    Calls are yielded before answers. An answer is yielded only if its call is still not in the reader's store then. In
+    that case the call's row in the old store is damaged.
+
+    `retried` says that `--retry-failed` was used since the old store was last written.
     """
     for name, (keys, record_of) in _SIMPLE_TABLES.items():
         for rows in _missing_rows(old_store, reader, name, keys, name, keys):
@@ -75,8 +81,13 @@ def selection_records(old_store: SetAsideStore) -> Iterator[list[Record]]:
 def _missing_rows(
     old_store: SetAsideStore, reader: Reader, name: str, columns: str, ours: str, keys: str
 ) -> Iterator[list[Row]]:
-    """Yield, in batches, the rows of the old store's table `name` that the reader's table `ours` lacks. Rows are
-    compared by key: `columns` is the key in the old store (SQL), `keys` in the reader's table."""
+    """Yield, in batches, the rows of the old store's table that the reader's table lacks. Rows are compared by key.
+
+    name: the old store's table.
+    columns: the key in the old store (SQL).
+    ours: the reader's table.
+    keys: the key in the reader's table: column names, separated by commas.
+    """
     for rows in old_store.columns(name, columns):
         lacking = reader.missing_rows(ours, keys, rows)
         for n in range(0, len(lacking), ROWS_AT_ONCE):
@@ -94,7 +105,7 @@ def _provided(row: Row) -> ProvidedCompletion:
 
 def _call_records(old_store: SetAsideStore, reader: Reader, rows: list[Row], retried: bool) -> list[Record]:
     """Return the records of the calls in `rows`, each with the fields of its answer, or of the failure that it caused.
-    For `retried` see `missing_records`."""
+    `retried` says that `--retry-failed` was used since the old store was last written."""
     ids, keys = [row["id"] for row in rows], [row["key"] for row in rows]
     answers = {
         row["call_id"]: row
@@ -108,9 +119,12 @@ def _call_records(old_store: SetAsideStore, reader: Reader, rows: list[Row], ret
 def _last_failures(
     old_store: SetAsideStore, reader: Reader, keys: list[str], retried: bool
 ) -> dict[tuple[str, datetime], Row]:
-    """Return the old store's rows of table `failed` for these `keys`, by (key, start of the failed call). A row is left
-    out if the reader's store has a failure of the key from a call that the old store lacks: that failure is later. With
-    `retried` (see `missing_records`), the failures are no longer permanent."""
+    """Return the old store's rows of table `failed` for these `keys`, by (key, start of the failed call).
+
+    - A row is left out if the reader's store has a failure of the key from a call that the old store lacks: that
+      failure is later.
+    - If `--retry-failed` was used since the old store was written (`retried`), the failures are no longer permanent.
+    """
     ours = {(row["key"], row["started"]) for row in _matching(reader._query, "failed", "key", keys)}
     known = {
         (row["key"], row["started"]) for row in _matching(old_store.rows, "calls", "key", [key for key, _ in ours])
