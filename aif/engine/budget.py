@@ -116,12 +116,12 @@ class Budget:
     """Limits what a run spends: a call is sent only after the most that it can cost is reserved. Calls are admitted in
     the order they arrive, so that cheap calls can't overtake an expensive one forever.
 
+    A run writes to the journal in advance how much it may spend: a *ceiling*, in USD, raised as needed. It spends up to
+    a ceiling only after `synced` was called with it, which says that it is on disk.
+
     cap: the limit in USD for all spend of the store, earlier runs included; None: no limit.
     before: the store's spend before this run.
     write: called as `write(n, ceiling)`; writes the run's n-th ceiling to the journal.
-
-    A ceiling is an amount in USD. The run may spend up to a ceiling once `synced` has been called with it, which says
-    that it is on disk.
     """
 
     cap: float | None

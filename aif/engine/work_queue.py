@@ -181,7 +181,7 @@ class WorkQueue(asyncio.Queue["QueueItem[T] | None"]):
         return QueueItem(item.following[0], item.following[1:]) if item.following else None
 
     def drop(self, item: QueueItem[T]) -> None:
-        """Remove an item, and those in its `following`, without sending them."""
+        """Remove an item without sending it, and the items that were to be sent after it (`following`)."""
         self._count(-item.size)
         self._notify_room()
 

@@ -152,8 +152,8 @@ class PromptRows:
         return np.bincount(self.prompt, rows, len(self.starts)).astype(np.int64)
 
     def highest(self, rows: Bools, means: Floats) -> Bools:
-        """Return a mask of the rows with the highest mean of their group, ties included. Rows that are not in the mask
-        `rows` are ignored."""
+        """Among the rows selected by the mask `rows`, return a mask of those with the highest mean of their group (a
+        prompt's completions on one scale), ties included."""
         top = self.reduce_groups(np.maximum, rows, means, -np.inf)[self.group]
         result: Bools = rows & (means >= top - tolerance(means, top))
         return result
