@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def exit_with_outcome(arguments: str, ended: "RunResult") -> None:
-    """Print how a run ended and exit with an exit code, unless it finished with an answer for every item.
+    """Print how a run ended and exit with the code for it. Return if every item has an answer.
 
     `arguments` are the pipeline file and overrides as the user typed them, for the commands in the messages.
     """

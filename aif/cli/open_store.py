@@ -106,7 +106,7 @@ def report_if_behind(pipeline: "Pipeline", reader: "Reader") -> bool:
 def report_if_outdated(pipeline: "Pipeline", reader: "Reader", arguments: str) -> None:
     """Print a message if the store has no prompts yet, or was last updated with another version of the pipeline.
 
-    The second happens after a killed `aif rubric try`, too, since it updates the store with the tried rubric. `arguments`
+    The second happens after a killed `aif rubric try`, too: it updates the store with the tried rubric. `arguments`
     are the pipeline file and overrides, for the command in the message.
     """
     from aif.engine.prepare import is_prepared, rubric_of

@@ -194,8 +194,8 @@ class Writer:
         self._progress.set()
 
     async def _until(self, due: float) -> None:
-        """Wait until the event loop's clock reads `due`; return at once while `flush` or `close` waits for the
-        store."""
+        """Wait until the event loop's clock reads `due`, or until `flush` or `close` waits for the store, whichever comes
+        first."""
         with suppress(TimeoutError):
             async with asyncio.timeout_at(due):
                 await self._hurry.wait()

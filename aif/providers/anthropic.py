@@ -71,8 +71,8 @@ class AnthropicChat:
     async def _post(self, body: bytes) -> Response:
         """Post the body and return the response, whatever its status.
 
-        The SDK doesn't parse the response: it would return an HTML page as a reply, and raise no error of its own for
-        broken JSON.
+        The SDK is kept from parsing the response. It would return an HTML page as a reply, and its own errors don't
+        cover broken JSON.
         """
         try:
             async with deadline(self._timeout_s, self._url, self._options.secrets, anthropic.APIConnectionError):

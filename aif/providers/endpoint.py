@@ -30,8 +30,8 @@ def _set() -> asyncio.Event:
 class Endpoint:
     """A model or judge that is called during a run.
 
-    identity: the model's name and revision. For a launched model a digest of its files and settings follows, unless
-        these were the first seen under the name.
+    identity: the model's name and revision. If a launched model's files or settings differ from the first ones recorded
+        under that name, a digest of them is appended.
     concurrency: the most calls in flight.
     cost: returns the cost of a call in USD from its usage and service tier. None if the price is unknown, 0 for the
         user's own servers without a price.
@@ -43,7 +43,7 @@ class Endpoint:
     done: set when no more calls will come.
     server_status: why no launched server is ready, such as "starting"; None while one is ready.
     refused: the reason why the endpoint was given up, else None.
-    others: returns what other items can show about who is at fault for an error.
+    others: given an error, returns how other items fared. That shows whether the item or the endpoint is at fault.
     """
 
     name: str

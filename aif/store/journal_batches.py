@@ -94,8 +94,8 @@ def _with_shown_text_ids(record: Record, old_text_ids: dict[str, str]) -> Record
 def _split_again(record: Record, tags: Tags) -> Record:
     """Return a call's record with its reply split into text and reasoning again, with the current tags.
 
-    - If nothing was cut from the reply, the record has no `said` (the reply as received). If the text of such a record
-      changes, `said` and `was` (the recorded text) are added.
+    - `said` is the reply as received; a record has it only if something was cut from the reply. If a record without
+      `said` gets another text, `said` is added, and `was`: the text as first recorded.
     - A completion that is left without text becomes a failure.
     - A completion that failed as empty but now has text becomes an answer.
     """

@@ -132,7 +132,7 @@ class PromptCounts:
 
     @property
     def selected(self) -> int:
-        """The number of selected prompts."""
+        """The number of prompts that the pipeline works on: those read, without duplicates and skipped rows."""
         return sum(self.outcomes.values())
 
 
