@@ -194,7 +194,7 @@ class Writer:
         self._progress.set()
 
     async def _until(self, due: float) -> None:
-        """Wait until the event loop's clock reads `due`, or until `flush` or `close` waits for the store, whichever comes
+        """Wait until the event loop's clock reads `due`, or until `flush` or `close` waits for the store, whichever is
         first."""
         with suppress(TimeoutError):
             async with asyncio.timeout_at(due):
