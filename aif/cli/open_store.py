@@ -7,10 +7,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from aif.cli.common import arguments
 from aif.cli.console import out, print_message
 from aif.core.errors import BadInput, StoreDamaged, StoreLocked
 
@@ -28,26 +26,23 @@ AnyReader = TypeVar("AnyReader", bound="Reader")
 
 
 @contextmanager
-def open_store(
-    kind: "type[AnyReader]", pipeline: "Pipeline", file: Path, sets: list[str] | None
-) -> "Iterator[AnyReader]":
+def open_store(kind: "type[AnyReader]", pipeline: "Pipeline", arguments: str) -> "Iterator[AnyReader]":
     """Open a pipeline's store to read, and yield a reader of the store.
 
     kind: the class of the reader.
-    file: the pipeline file, for the commands in messages.
-    sets: values of `--set`, for the commands in messages.
+    arguments: the pipeline file and overrides, for the commands in messages.
 
     Raises BadInput if there is no store, StoreLocked if another process holds it, StoreDamaged if it is damaged.
     """
     from aif.store.paths import StorePaths
 
-    _check_store_exists(pipeline, arguments(file, sets))
+    _check_store_exists(pipeline, arguments)
     try:
         with kind.open(pipeline.store) as reader:
             yield reader
     except StoreDamaged as error:
         if StorePaths(pipeline.store).journal.exists():
-            fix = f"`aif rebuild {arguments(file, sets)}` rebuilds it from the journal, and so does the next `aif run`"
+            fix = f"`aif rebuild {arguments}` rebuilds it from the journal, and so does the next `aif run`"
         else:
             fix = "there is no journal to rebuild it from; set another `store`"
         raise StoreDamaged(f"{error}; {fix}") from error
@@ -55,15 +50,11 @@ def open_store(
 
 @contextmanager
 def open_or_print_running(
-    pipeline: "Pipeline",
-    file: Path,
-    sets: list[str] | None,
-    print_running: "Callable[[Console, RunningProcess], None]",
+    pipeline: "Pipeline", arguments: str, print_running: "Callable[[Console, RunningProcess], None]"
 ) -> "Iterator[Reader | None]":
     """Yield a reader of the store; None if another process holds the store.
 
-    file: the pipeline file, for the commands in messages.
-    sets: values of `--set`, for the commands in messages.
+    arguments: the pipeline file and overrides, for the commands in messages.
     print_running: called with the console and the process that holds the store, if there is such a process.
 
     Prints a message if the store has no prompts, or was last updated with another version of the pipeline.
@@ -78,14 +69,14 @@ def open_or_print_running(
 
     with ExitStack() as stack:
         try:
-            reader = stack.enter_context(open_store(Reader, pipeline, file, sets))
+            reader = stack.enter_context(open_store(Reader, pipeline, arguments))
         except StoreLocked:  # a run has just begun
             if not (running := running_process(pipeline.store)):
                 raise
             print_running(out, running)
             yield None
             return
-        report_if_outdated(pipeline, reader, arguments(file, sets))
+        report_if_outdated(pipeline, reader, arguments)
         yield reader
 
 

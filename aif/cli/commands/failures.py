@@ -1,6 +1,6 @@
 """`aif failures`: list failed and pending completions and judgements by kind."""
 
-from aif.cli.common import File, Sets, load
+from aif.cli.common import File, Sets, arguments, load
 from aif.cli.console import out, print_text
 from aif.cli.open_store import open_or_print_running, report_if_behind
 
@@ -11,7 +11,7 @@ def failures(pipeline: File, sets: Sets = None) -> None:
     from aif.cli.views.status import print_running_failures
 
     loaded = load(pipeline, sets)
-    with open_or_print_running(loaded, pipeline, sets, print_running_failures) as reader:
+    with open_or_print_running(loaded, arguments(pipeline, sets), print_running_failures) as reader:
         if reader:
             from aif.cli.views.summary import print_reasoning_marks
             from aif.engine.outcome_text import unplanned_text

@@ -4,7 +4,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from aif.cli.common import File, Sets, load
+from aif.cli.common import File, Sets, arguments, load
 from aif.cli.console import out
 from aif.cli.open_store import open_store
 
@@ -24,7 +24,7 @@ def pairs(
 
     loaded = load(pipeline, sets)
     compared = load(pipeline, [*(sets or []), *versus]) if versus else None
-    with open_store(ResultReader, loaded, pipeline, sets) as reader:
+    with open_store(ResultReader, loaded, arguments(pipeline, sets)) as reader:
         first = preview(loaded, reader)
         second = preview(compared, reader) if compared else None
     print_preview(out, first, second, versus or [])

@@ -19,6 +19,6 @@ def show(
     from aif.store.reader import Reader
 
     loaded = load(pipeline, sets)
-    with open_store(Reader, loaded, pipeline, sets) as reader:
+    with open_store(Reader, loaded, arguments(pipeline, sets)) as reader:
         report_if_outdated(loaded, reader, arguments(pipeline, sets))
         print_prompt(out, reader, prompt_id)

@@ -11,7 +11,7 @@ def status(pipeline: File, sets: Sets = None) -> None:
     from aif.cli.views.status import print_dead_run, print_running
 
     loaded = load(pipeline, sets)
-    with open_or_print_running(loaded, pipeline, sets, print_running) as reader:
+    with open_or_print_running(loaded, arguments(pipeline, sets), print_running) as reader:
         if reader:
             from aif.cli.views.summary import print_status
 
